@@ -1,0 +1,32 @@
+// Storage types and small arithmetic shared by every kernel, CPU and CUDA.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace seqkern {
+
+using index_t = std::int64_t;
+
+enum class DType : std::uint8_t { f32, f64, bf16, f16 };
+
+// Storage only: all arithmetic is done in fp32 after load<T> and before store<T>.
+struct bf16 {
+  std::uint16_t bits;
+};
+
+// The type arithmetic and accumulators use for values stored as T.
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using acc_t = typename AccumulatorOf<T>::type;
+
+constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace seqkern

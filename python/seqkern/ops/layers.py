@@ -1,0 +1,262 @@
+"""Linear, embedding, softmax and cross-entropy, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqkern import _cpu
+from seqkern._dispatch import public
+from seqkern._precision import check_precision
+
+__all__ = [
+    "CrossEntropyGradients", "CrossEntropySaved", "EmbeddingGradients", "EmbeddingSaved",
+    "LinearGradients", "LinearSaved", "SoftmaxGradients", "SoftmaxSaved",
+    "cross_entropy", "cross_entropy_backward", "cross_entropy_forward",
+    "embedding", "embedding_backward", "embedding_forward",
+    "linear", "linear_backward", "linear_forward",
+    "log_softmax", "log_softmax_backward", "log_softmax_forward",
+    "softmax", "softmax_backward", "softmax_forward",
+]  # fmt: skip
+
+Array = Any
+
+
+class LinearSaved(NamedTuple):
+    """x ``[..., I]``, weight ``[O, I]`` and bias ``[O]`` or None, as given."""
+
+    x: Array
+    weight: Array
+    bias: Array | None
+    precision: str | None
+
+
+class LinearGradients(NamedTuple):
+    """Gradients of `linear`: dx in x's dtype, dweight and dbias float32 (float64 for float64)."""
+
+    dx: Array
+    dweight: Array
+    dbias: Array | None
+
+
+@public
+def linear(x: Array, weight: Array, bias: Array | None = None, *, precision: str | None = None) -> Array:
+    """x Wᵀ + b: x ``[..., I]``, weight ``[O, I]``, bias ``[O]`` to ``[..., O]``, as torch's F.linear.
+
+    float32, float64 or bfloat16; float32 x may meet a bfloat16 weight.
+    """
+    check_precision("linear", precision)
+    return _cpu.linear_forward(x, weight, bias)
+
+
+@public
+def linear_forward(
+    x: Array, weight: Array, bias: Array | None = None, *, precision: str | None = None
+) -> tuple[Array, LinearSaved]:
+    """`linear`, and what `linear_backward` needs."""
+    return linear(x, weight, bias, precision=precision), LinearSaved(x, weight, bias, precision)
+
+
+@public
+def linear_backward(dy: Array, saved: LinearSaved) -> LinearGradients:
+    """Gradients of `linear` from dy ``[..., O]``: dx = dy W, dW = dyᵀ x, db = Σ dy."""
+    return LinearGradients(*_cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None))
+
+
+class EmbeddingSaved(NamedTuple):
+    """ids as given, the shape of the weight, and padding_idx."""
+
+    ids: Array
+    weight: Array
+    padding_idx: int | None
+
+
+class EmbeddingGradients(NamedTuple):
+    """dweight ``[V, E]``, float32 (float64 for float64)."""
+
+    dweight: Array
+
+
+def _padding(weight: Array, padding_idx: int | None) -> int | None:
+    if padding_idx is None:
+        return None
+    rows = weight.shape[0]
+    if not -rows <= padding_idx < rows:
+        raise ValueError(f"embedding: padding_idx must lie in [{-rows}, {rows - 1}], got {padding_idx}")
+    return padding_idx % rows
+
+
+@public
+def embedding(ids: Array, weight: Array, *, padding_idx: int | None = None) -> Array:
+    """Rows of weight ``[V, E]`` at integer ids ``[...]``, giving ``[..., E]``. ids must lie in 0..V-1.
+
+    The row `padding_idx` receives no gradient, as in torch's F.embedding.
+    """
+    y = _cpu.embedding_forward(ids, weight)
+    _padding(weight, padding_idx)
+    return y
+
+
+@public
+def embedding_forward(
+    ids: Array, weight: Array, *, padding_idx: int | None = None
+) -> tuple[Array, EmbeddingSaved]:
+    """`embedding`, and what `embedding_backward` needs."""
+    return embedding(ids, weight, padding_idx=padding_idx), EmbeddingSaved(ids, weight, padding_idx)
+
+
+@public
+def embedding_backward(dy: Array, saved: EmbeddingSaved) -> EmbeddingGradients:
+    """The gradient of the weight: dy ``[..., E]`` added up row by row, in the order of the ids."""
+    padding = _padding(saved.weight, saved.padding_idx)
+    rows, width = saved.weight.shape
+    return EmbeddingGradients(
+        _cpu.embedding_backward(dy, saved.ids, rows, width, -1 if padding is None else padding)
+    )
+
+
+class SoftmaxSaved(NamedTuple):
+    """The output y and the axis."""
+
+    y: Array
+    dim: int
+
+
+class SoftmaxGradients(NamedTuple):
+    """dx, in x's dtype."""
+
+    dx: Array
+
+
+def _last(x: Array, dim: int, op: str) -> Array:
+    """x with axis `dim` moved to the end; other types pass through for the kernel to refuse."""
+    if not isinstance(x, np.ndarray) or x.ndim == 0:
+        return x
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"{op}: dim must lie in [{-x.ndim}, {x.ndim - 1}], got {dim}")
+    return x if dim in (-1, x.ndim - 1) else np.moveaxis(x, dim, -1)
+
+
+def _softmax(x: Array, dim: int, log: bool) -> Array:
+    y = _cpu.softmax_forward(_last(x, dim, "log_softmax" if log else "softmax"), log)
+    return y if dim in (-1, y.ndim - 1) else np.ascontiguousarray(np.moveaxis(y, -1, dim))
+
+
+def _softmax_gradient(dy: Array, saved: SoftmaxSaved, log: bool) -> SoftmaxGradients:
+    op = "log_softmax" if log else "softmax"
+    dx = _cpu.softmax_backward(_last(dy, saved.dim, op), _last(saved.y, saved.dim, op), log)
+    if saved.dim not in (-1, dx.ndim - 1):
+        dx = np.ascontiguousarray(np.moveaxis(dx, -1, saved.dim))
+    return SoftmaxGradients(dx)
+
+
+@public
+def softmax(x: Array, dim: int = -1) -> Array:
+    """exp(x - max) / Σ exp(x - max) along `dim`, as torch's F.softmax. Another axis than the last is copied."""
+    return _softmax(x, dim, False)
+
+
+@public
+def softmax_forward(x: Array, dim: int = -1) -> tuple[Array, SoftmaxSaved]:
+    """`softmax`, and what `softmax_backward` needs."""
+    y = _softmax(x, dim, False)
+    return y, SoftmaxSaved(y, dim)
+
+
+@public
+def softmax_backward(dy: Array, saved: SoftmaxSaved) -> SoftmaxGradients:
+    """dx = y (dy - Σ dy y)."""
+    return _softmax_gradient(dy, saved, False)
+
+
+@public
+def log_softmax(x: Array, dim: int = -1) -> Array:
+    """x - log Σ exp x along `dim`, as torch's F.log_softmax."""
+    return _softmax(x, dim, True)
+
+
+@public
+def log_softmax_forward(x: Array, dim: int = -1) -> tuple[Array, SoftmaxSaved]:
+    """`log_softmax`, and what `log_softmax_backward` needs."""
+    y = _softmax(x, dim, True)
+    return y, SoftmaxSaved(y, dim)
+
+
+@public
+def log_softmax_backward(dy: Array, saved: SoftmaxSaved) -> SoftmaxGradients:
+    """dx = dy - exp(y) Σ dy."""
+    return _softmax_gradient(dy, saved, True)
+
+
+class CrossEntropySaved(NamedTuple):
+    """logits and target as given, the log-sum-exp of every row, and the options."""
+
+    logits: Array
+    target: Array
+    lse: Array
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+
+
+class CrossEntropyGradients(NamedTuple):
+    """dlogits ``[..., C]``, in the dtype of the logits."""
+
+    dlogits: Array
+
+
+def _check_cross_entropy(label_smoothing: float, reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"cross_entropy: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing}")
+
+
+@public
+def cross_entropy(
+    logits: Array, target: Array, *, ignore_index: int = -100, label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Array:  # fmt: skip
+    """-log softmax(logits)[target]: logits ``[..., C]`` (classes last at every rank), integer target ``[...]``.
+
+    Label smoothing e takes the target as (1 - e) one-hot + e / C. "mean" divides by the number of targets that
+    are not `ignore_index` (NaN when there are none), as torch. Returns a 0-d array, or ``[...]`` for "none";
+    float32 for bfloat16 logits.
+    """
+    return cross_entropy_forward(
+        logits, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction
+    )[0]
+
+
+@public
+def cross_entropy_forward(
+    logits: Array, target: Array, *, ignore_index: int = -100, label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, CrossEntropySaved]:  # fmt: skip
+    """`cross_entropy`, and what `cross_entropy_backward` needs."""
+    _check_cross_entropy(label_smoothing, reduction)
+    loss, lse = _cpu.cross_entropy_forward(logits, target, ignore_index, label_smoothing)
+    if reduction != "none":
+        total, count = loss.sum(), _count(target, ignore_index, reduction)
+        loss = np.asarray(total / count if count else total * np.nan, loss.dtype)
+    return loss, CrossEntropySaved(logits, target, lse, ignore_index, label_smoothing, reduction)
+
+
+def _count(target: Array, ignore_index: int, reduction: str) -> int:
+    """What the sum of the losses is divided by."""
+    return 1 if reduction == "sum" else int(np.count_nonzero(target != ignore_index))
+
+
+@public
+def cross_entropy_backward(dloss: Array | float, saved: CrossEntropySaved) -> CrossEntropyGradients:
+    """dlogits = (softmax - target) · dloss, over the count for "mean". dloss: a scalar, or ``[...]`` for "none"."""
+    s = saved
+    scale = np.asarray(dloss, s.lse.dtype)
+    if s.reduction != "none":
+        if scale.ndim:
+            raise ValueError(f"cross_entropy: dloss must be a scalar, got shape {list(scale.shape)}")
+        scale = np.full(s.lse.shape, scale / max(_count(s.target, s.ignore_index, s.reduction), 1), s.lse.dtype)
+    return CrossEntropyGradients(
+        _cpu.cross_entropy_backward(scale, s.logits, s.target, s.lse, s.ignore_index, s.label_smoothing)
+    )

@@ -1,0 +1,198 @@
+"""The NumPy twin of every seqkern function: short, obvious, forward and backward.
+
+Same names, arguments and results as the functions of `seqkern`. Everything runs on plain NumPy:
+float64 input is computed in float64 throughout, float32 in float32, bfloat16 and float16 in
+float32 with the results rounded once at the end. `precision=` is accepted and ignored: the
+reference is exact. It validates next to nothing; it is the truth that kernels and models are
+tested against, and it is itself tested against central differences.
+"""
+
+from .activations import (
+    GELUGradients,
+    GELUSaved,
+    ReLUGradients,
+    ReLUSaved,
+    SiLUGradients,
+    SiLUSaved,
+    gelu,
+    gelu_backward,
+    gelu_forward,
+    relu,
+    relu_backward,
+    relu_forward,
+    silu,
+    silu_backward,
+    silu_forward,
+)
+from .cross_entropy import (
+    CrossEntropyGradients,
+    CrossEntropySaved,
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_forward,
+)
+from .dropout import DropoutGradients, DropoutSaved, dropout, dropout_backward, dropout_forward
+from .embedding import (
+    EmbeddingGradients,
+    EmbeddingSaved,
+    embedding,
+    embedding_backward,
+    embedding_forward,
+)
+from .gru import GRUGradients, GRUSaved, gru, gru_backward, gru_forward
+from .gru_cell import (
+    GRUCellGradients,
+    GRUCellSaved,
+    gru_cell,
+    gru_cell_backward,
+    gru_cell_forward,
+)
+from .language_model import (
+    RNNLanguageModelSaved,
+    rnn_language_model,
+    rnn_language_model_backward,
+    rnn_language_model_forward,
+    rnn_language_model_loss,
+)
+from .layer_norm import (
+    LayerNormGradients,
+    LayerNormSaved,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_forward,
+)
+from .linear import LinearGradients, LinearSaved, linear, linear_backward, linear_forward
+from .lstm import LSTMGradients, LSTMSaved, lstm, lstm_backward, lstm_forward
+from .lstm_cell import (
+    LSTMCellGradients,
+    LSTMCellSaved,
+    lstm_cell,
+    lstm_cell_backward,
+    lstm_cell_forward,
+)
+from .optim import adagrad_update, adamw_update, clip_grad_norm_, clip_grad_value_, sgd_update
+from .rms_norm import (
+    RMSNormGradients,
+    RMSNormSaved,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from .rnn import RNNGradients, RNNSaved, rnn, rnn_backward, rnn_forward
+from .rnn_cell import (
+    RNNCellGradients,
+    RNNCellSaved,
+    rnn_cell,
+    rnn_cell_backward,
+    rnn_cell_forward,
+)
+from .softmax import (
+    LogSoftmaxGradients,
+    LogSoftmaxSaved,
+    SoftmaxGradients,
+    SoftmaxSaved,
+    log_softmax,
+    log_softmax_backward,
+    log_softmax_forward,
+    softmax,
+    softmax_backward,
+    softmax_forward,
+)
+
+__all__ = [
+    "CrossEntropyGradients",
+    "CrossEntropySaved",
+    "DropoutGradients",
+    "DropoutSaved",
+    "EmbeddingGradients",
+    "EmbeddingSaved",
+    "GELUGradients",
+    "GELUSaved",
+    "GRUCellGradients",
+    "GRUCellSaved",
+    "GRUGradients",
+    "GRUSaved",
+    "LSTMCellGradients",
+    "LSTMCellSaved",
+    "LSTMGradients",
+    "LSTMSaved",
+    "LayerNormGradients",
+    "LayerNormSaved",
+    "LinearGradients",
+    "LinearSaved",
+    "LogSoftmaxGradients",
+    "LogSoftmaxSaved",
+    "RMSNormGradients",
+    "RMSNormSaved",
+    "RNNCellGradients",
+    "RNNCellSaved",
+    "RNNGradients",
+    "RNNLanguageModelSaved",
+    "RNNSaved",
+    "ReLUGradients",
+    "ReLUSaved",
+    "SiLUGradients",
+    "SiLUSaved",
+    "SoftmaxGradients",
+    "SoftmaxSaved",
+    "adagrad_update",
+    "adamw_update",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu",
+    "gelu_backward",
+    "gelu_forward",
+    "gru",
+    "gru_backward",
+    "gru_cell",
+    "gru_cell_backward",
+    "gru_cell_forward",
+    "gru_forward",
+    "layer_norm",
+    "layer_norm_backward",
+    "layer_norm_forward",
+    "linear",
+    "linear_backward",
+    "linear_forward",
+    "log_softmax",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "lstm",
+    "lstm_backward",
+    "lstm_cell",
+    "lstm_cell_backward",
+    "lstm_cell_forward",
+    "lstm_forward",
+    "relu",
+    "relu_backward",
+    "relu_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rnn",
+    "rnn_backward",
+    "rnn_cell",
+    "rnn_cell_backward",
+    "rnn_cell_forward",
+    "rnn_forward",
+    "rnn_language_model",
+    "rnn_language_model_backward",
+    "rnn_language_model_forward",
+    "rnn_language_model_loss",
+    "sgd_update",
+    "silu",
+    "silu_backward",
+    "silu_forward",
+    "softmax",
+    "softmax_backward",
+    "softmax_forward",
+]

@@ -1,0 +1,186 @@
+#include "array.h"
+
+#include <cstring>
+
+namespace seqkern {
+namespace {
+
+std::string describe(const char* op, const char* name) { return std::string(op) + ": " + name; }
+
+std::string dtype_text(const py::array& a) { return py::str(a.dtype()); }
+
+bool native(const py::dtype& d) { return d.byteorder() != (PY_LITTLE_ENDIAN ? '>' : '<'); }
+
+py::array as_array(const char* op, const char* name, py::handle object) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(describe(op, name) + " must be a NumPy array, got " +
+                         std::string(py::str(py::type::of(object).attr("__name__"))));
+  auto a = py::reinterpret_borrow<py::array>(object);
+  if (!native(a.dtype()))
+    throw py::type_error(describe(op, name) + " must be in native byte order, got dtype " + dtype_text(a));
+  return a;
+}
+
+index_t as_index(const void* p, int size, bool is_signed) {
+  auto read = [p]<class T>(T v) {
+    std::memcpy(&v, p, sizeof v);
+    return index_t(v);
+  };
+  switch (size) {
+    case 1: return is_signed ? read(std::int8_t{}) : read(std::uint8_t{});
+    case 2: return is_signed ? read(std::int16_t{}) : read(std::uint16_t{});
+    case 4: return is_signed ? read(std::int32_t{}) : read(std::uint32_t{});
+    default: return read(std::int64_t{});
+  }
+}
+
+}  // namespace
+
+std::string shape_text(const index_t* sizes, int rank) {
+  std::string text = "[";
+  for (int i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+const char* dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "float32";
+    case DType::f64: return "float64";
+    case DType::bf16: return "bfloat16";
+    default: return "float16";
+  }
+}
+
+Array::Array(const char* op, const char* name, py::handle object, bool optional) : op_(op), name_(name) {
+  if (optional && object.is_none()) {
+    array_ = py::reinterpret_steal<py::array>(py::handle());
+    return;
+  }
+  array_ = as_array(op, name, object);
+  int num = array_.dtype().num();
+  static int bf16_num = -1;
+  if (num == py::detail::npy_api::NPY_FLOAT_) dtype_ = DType::f32;
+  else if (num == py::detail::npy_api::NPY_DOUBLE_) dtype_ = DType::f64;
+  else if (num == bf16_num) dtype_ = DType::bf16;
+  else if (num >= 256 && std::string(py::str(array_.dtype())) == "bfloat16") bf16_num = num, dtype_ = DType::bf16;
+  else throw py::type_error(describe(op, name) + " must be float32, float64 or bfloat16, got " + dtype_text(array_));
+}
+
+void Array::fail(const std::string& what) const { throw py::value_error(describe(op_, name_) + what); }
+
+std::string Array::got_shape() const {
+  std::vector<index_t> sizes(array_.shape(), array_.shape() + array_.ndim());
+  return shape_text(sizes.data(), rank());
+}
+
+void Array::expect_rank(int want, const char* layout) const {
+  if (rank() != want) fail(std::string(" must be ") + layout + ", got shape " + got_shape());
+}
+
+void Array::expect(std::initializer_list<Dim> dims) const {
+  if (!array_) return;
+  bool same = rank() == int(dims.size());
+  int i = 0;
+  for (auto& d : dims) same = same && size(i++) == d.size;
+  if (same) return;
+  std::string names, sizes;
+  for (auto& d : dims) {
+    names += (names.empty() ? "" : ", ") + std::string(d.name);
+    sizes += (sizes.empty() ? "" : ", ") + std::to_string(d.size);
+  }
+  fail(" must be [" + names + "] = [" + sizes + "], got " + got_shape());
+}
+
+void Array::expect_dtype(DType want) const {
+  if (array_ && dtype_ != want)
+    throw py::type_error(describe(op_, name_) + " must be " + dtype_name(want) + ", got " + dtype_text(array_));
+}
+
+void Array::expect_accumulator(DType want) const {
+  if (!array_ || dtype_ == accumulator(want) || (want == DType::bf16 && dtype_ == DType::bf16)) return;
+  throw py::type_error(describe(op_, name_) + " must be " + dtype_name(accumulator(want)) +
+                       (want == DType::bf16 ? " or bfloat16" : "") + ", got " + dtype_text(array_));
+}
+
+const void* Array::data() {
+  if (!array_) return nullptr;
+  constexpr int kNeeded = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array_.flags() & kNeeded) != kNeeded) {
+    count_allocation();
+    array_ = array_.attr("copy")("C").cast<py::array>();
+  }
+  return array_.data();
+}
+
+const void* Array::accumulator_data() {
+  if (array_ && dtype_ == DType::bf16) {
+    count_allocation();
+    array_ = array_.attr("astype")(seqkern::numpy_dtype(DType::f32)).cast<py::array>();
+    dtype_ = DType::f32;
+  }
+  return data();
+}
+
+void* Array::writable() {
+  if (!array_) return nullptr;
+  if (!array_.writeable()) fail(" must be writable, got a read-only array");
+  constexpr int kNeeded = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array_.flags() & kNeeded) != kNeeded) fail(" must be contiguous and aligned, since it is updated in place");
+  return array_.mutable_data();
+}
+
+Integers::Integers(const char* op, const char* name, py::handle object, bool optional) : op_(op), name_(name) {
+  if (optional && object.is_none()) return;
+  array_ = as_array(op, name, object);
+  char kind = array_.dtype().kind();
+  if (kind != 'i' && kind != 'u')
+    throw py::type_error(describe(op, name) + " must be an integer array, got " + dtype_text(array_));
+  present_ = true;
+}
+
+void Integers::expect(std::initializer_list<Dim> dims) const {
+  if (!present_) return;
+  bool same = array_.ndim() == py::ssize_t(dims.size());
+  int i = 0;
+  for (auto& d : dims) same = same && array_.shape(i++) == d.size;
+  if (same) return;
+  std::string names, sizes;
+  for (auto& d : dims) {
+    names += (names.empty() ? "" : ", ") + std::string(d.name);
+    sizes += (sizes.empty() ? "" : ", ") + std::to_string(d.size);
+  }
+  std::vector<index_t> got(array_.shape(), array_.shape() + array_.ndim());
+  throw py::value_error(describe(op_, name_) + " must be [" + names + "] = [" + sizes + "], got " +
+                        shape_text(got.data(), int(got.size())));
+}
+
+void Integers::expect_between(index_t low, index_t high, index_t also) {
+  if (!present_) return;
+  count_allocation();
+  py::array flat = array_.attr("reshape")(-1).cast<py::array>();
+  bool is_signed = flat.dtype().kind() == 'i';
+  int item = int(flat.itemsize());
+  values_.resize(std::size_t(flat.size()));
+  const char* p = static_cast<const char*>(flat.data());
+  for (index_t i = 0; i < index_t(values_.size()); ++i) {
+    index_t v = as_index(p + i * flat.strides(0), item, is_signed);
+    if ((v < low || v > high) && v != also)
+      throw py::value_error(describe(op_, name_) + " must lie in [" + std::to_string(low) + ", " +
+                            std::to_string(high) + "], got " + std::to_string(v) + " at position " + std::to_string(i));
+    values_[std::size_t(i)] = v;
+  }
+}
+
+py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape) {
+  return empty(dtype, std::vector<index_t>(shape));
+}
+py::array empty(const py::dtype& dtype, const std::vector<index_t>& shape) {
+  count_allocation();
+  return py::array(dtype, shape);
+}
+
+py::dtype numpy_dtype(DType dtype) {
+  return dtype == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
+}
+
+}  // namespace seqkern

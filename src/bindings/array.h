@@ -1,0 +1,99 @@
+// The border between Python and the kernels: every rank, dimension, dtype, byte order and type of array is
+// checked here, with an error that names the operation, the argument, what was expected and what came.
+// Shapes are checked before any array is read or copied.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "seqkern/types.h"
+
+namespace seqkern {
+
+namespace py = pybind11;
+
+struct Dim {
+  const char* name;
+  index_t size;
+};
+
+std::string shape_text(const index_t* sizes, int rank);
+
+// One array argument, or none. Holds a reference; `data` is contiguous, aligned memory once taken.
+class Array {
+ public:
+  Array() = default;
+  // Checks that it is a NumPy array of a type the kernels know; None is allowed when `optional`.
+  Array(const char* op, const char* name, py::handle object, bool optional = false);
+
+  explicit operator bool() const { return bool(array_); }
+  int rank() const { return int(array_.ndim()); }
+  index_t size(int i) const { return array_.shape(i); }
+  DType dtype() const { return dtype_; }
+  py::dtype numpy_dtype() const { return array_.dtype(); }
+
+  void expect_rank(int rank, const char* layout) const;
+  void expect(std::initializer_list<Dim> dims) const;  // nothing to check when absent
+  void expect_dtype(DType dtype) const;
+  // This type, or bf16 that is then widened to f32: biases, peepholes and cell states of a bf16 layer.
+  void expect_accumulator(DType dtype) const;
+
+  const void* data();                       // null when absent
+  const void* accumulator_data();           // as f32 or f64
+  void* writable();                         // must be contiguous, aligned and writable
+  const py::array& array() const { return array_; }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const;
+  std::string got_shape() const;
+
+  const char* op_ = "";
+  const char* name_ = "";
+  py::array array_{};
+  DType dtype_ = DType::f32;
+};
+
+const char* dtype_name(DType dtype);
+inline DType accumulator(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+// int64 copy of an integer array whose values lie in [low, high], or equal `also`.
+class Integers {
+ public:
+  Integers() = default;
+  Integers(const char* op, const char* name, py::handle object, bool optional = false);
+  void expect(std::initializer_list<Dim> dims) const;
+  void expect_between(index_t low, index_t high, index_t also = -1) ;
+  int rank() const { return int(array_.ndim()); }
+  index_t count() const { return array_.size(); }
+  const py::array& array() const { return array_; }
+  const index_t* data() const { return present_ ? values_.data() : nullptr; }
+
+ private:
+  const char* op_ = "";
+  const char* name_ = "";
+  bool present_ = false;
+  py::array array_{};
+  std::vector<index_t> values_;
+};
+
+py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape);
+py::array empty(const py::dtype& dtype, const std::vector<index_t>& shape);
+py::dtype numpy_dtype(DType dtype);  // f32 or f64
+
+// Runs a kernel without the interpreter lock.
+template <class Kernel, class Params>
+void call(Kernel kernel, const Params& params) {
+  py::gil_scoped_release release;
+  kernel(params);
+}
+
+void register_recurrent(py::module_&);
+void register_layers(py::module_&);
+void register_elementwise(py::module_&);
+void register_runtime(py::module_&);
+
+}  // namespace seqkern

@@ -1,0 +1,9 @@
+#include "array.h"
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "seqkern's CPU kernels; use them through seqkern.ops";
+  seqkern::register_recurrent(m);
+  seqkern::register_layers(m);
+  seqkern::register_elementwise(m);
+  seqkern::register_runtime(m);
+}

@@ -1,0 +1,42 @@
+// Every CPU kernel, one function pointer each, filled once per instruction set by kernel_table.cpp. A kernel
+// that an instruction set lacks is an undefined symbol: the build fails.
+#pragma once
+#include "seqkern/elementwise.h"
+#include "seqkern/embedding.h"
+#include "seqkern/linear.h"
+#include "seqkern/recurrent.h"
+#include "seqkern/softmax.h"
+
+#define SEQKERN_KERNELS(X)                        \
+  X(rnn_forward, RecurrentForward)                \
+  X(rnn_backward, RecurrentBackward)              \
+  X(lstm_forward, RecurrentForward)               \
+  X(lstm_backward, RecurrentBackward)             \
+  X(gru_forward, RecurrentForward)                \
+  X(gru_backward, RecurrentBackward)              \
+  X(linear_forward, LinearForward)                \
+  X(linear_backward, LinearBackward)              \
+  X(softmax_forward, SoftmaxForward)              \
+  X(softmax_backward, SoftmaxBackward)            \
+  X(cross_entropy_forward, CrossEntropyForward)   \
+  X(cross_entropy_backward, CrossEntropyBackward) \
+  X(embedding_forward, EmbeddingForward)          \
+  X(embedding_backward, EmbeddingBackward)        \
+  X(dropout, Dropout)                             \
+  X(sgd_update, SgdUpdate)                        \
+  X(adagrad_update, AdagradUpdate)                \
+  X(adamw_update, AdamwUpdate)                    \
+  X(map, Map)                                     \
+  X(probe_fma, Probe)                             \
+  X(probe_read, Probe)
+
+namespace seqkern {
+
+struct KernelTable {
+  const char* isa;
+#define SEQKERN_MEMBER(name, Params) void (*name)(const Params&);
+  SEQKERN_KERNELS(SEQKERN_MEMBER)
+#undef SEQKERN_MEMBER
+};
+
+}  // namespace seqkern

@@ -1,0 +1,241 @@
+// Forward pass of a recurrent layer over any cell.
+//
+// Every thread owns blocks of hidden units with all their gates. It multiplies x by its part of W_ih for a
+// chunk of steps at a time, then walks the steps: its part of h W_hh', the cell on what is still in L1, the
+// new h into the operand of the next step, one barrier. The operand is double-buffered, so that one barrier
+// a step is enough. Blocks are walked forwards and backwards in turn: what is still in the cache comes first.
+//
+// A Cell gives
+//   kGates, kLate          number of gates, and how many of them need a second product in the step (GRU with
+//                          the reset gate before it)
+//   kFolded                leading gates whose bias_hh can be added to the input side
+//   operator()(...)        the cell at one row and one register of units
+#pragma once
+#include <algorithm>
+
+#include "layer.h"
+
+namespace seqkern::SEQKERN_ISA {
+
+// Where a cell stands: row n of step t, units [u, u + lanes).
+struct Site {
+  index_t t, n, u;
+  int lanes;
+};
+
+template <class T, class W, class Cell>
+class ForwardLayer {
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  static constexpr int L = kLanes<A>;
+  static constexpr int G = Cell::kGates;
+  static constexpr int kEarly = G - Cell::kLate;
+
+ public:
+  explicit ForwardLayer(const RecurrentForward& params)
+      : p(params),
+        cell(params),
+        N(p.batch),
+        H(p.hidden_size),
+        S(p.state_size()),
+        block(unit_block<A>(N)),
+        input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block},
+        hidden{static_cast<const W*>(p.weight_hh), H, S, G, block},
+        projection{static_cast<const W*>(p.weight_hr), S, H, 1, block},
+        state{Operand<A>(N, S), Operand<A>(N, S)},
+        full(N, H) {}
+
+  void run() {
+    if (N == 0 || S == 0) return;
+    Job job;
+    int threads = threads_for(double(p.seq_len) * double(N * G * H) * double(p.input_size + S), kThreadGrain);
+    threads = int(std::min<index_t>(threads, std::max<index_t>(hidden.blocks(), 1)));
+    take(job, threads);
+    auto body = [this](int rank, int n, Barrier& barrier) { walk(rank, n, barrier); };
+    job.run(threads, body);
+  }
+
+ private:
+  void take(Job& job, int threads) {
+    bool pack = packs(N);
+    index_t wanted = std::clamp<index_t>((index_t(1) << 17) / std::max<index_t>(p.input_size, 1), 32, 512);
+    chunk = std::clamp<index_t>(wanted / N, 1, std::max<index_t>(p.seq_len, 1));
+    for (auto& s : state) s.data = job.take<A>(s.size());
+    bias = job.take<A>(hidden.blocks() * G * block);
+    gate_sums = job.take<A>(chunk * N * hidden.blocks() * G * block);
+    if (pack) {
+      input.packed = job.take<A>(input.packed_size());
+      hidden.packed = job.take<A>(hidden.packed_size());
+      packed_x = job.take<A>(threads * chunk * N * p.input_size);
+    }
+    products = job.take<A>(threads * N * G * block);
+    if (p.proj_size || Cell::kLate) full.data = job.take<A>(full.size());
+    if (p.proj_size && pack) projection.packed = job.take<A>(projection.packed_size());
+    cell.take(job);
+  }
+
+  void walk(int rank, int threads, Barrier& barrier) {
+    Range own = share(hidden.blocks(), rank, threads), own_state = share(projection.blocks(), rank, threads);
+    if (packs(N)) {
+      input.pack(own);
+      hidden.pack(own);
+      if (p.proj_size) projection.pack(own_state);
+    }
+    start(own, own_state);
+    barrier.wait();
+    for (index_t s = 0; s < p.seq_len; ++s) {
+      if (s % chunk == 0) project_input(s, std::min(chunk, p.seq_len - s), rank, own);
+      step(s, rank, own, own_state, barrier);
+    }
+  }
+
+  index_t time(index_t s) const { return p.reverse ? p.seq_len - 1 - s : s; }
+
+  void start(Range own, Range own_state) {
+    for_rows(own_state, S, [&](index_t n, index_t begin, int height, index_t u, int lanes) {
+      V h = load_or_zero(static_cast<const T*>(p.h0), n * S + u, lanes);
+      store_n(h_n() + n * S + u, h, lanes);
+      state[0].put(n, begin, height, u, h, lanes);
+    });
+    if (p.c_n)
+      for_rows(own, H, [&](index_t n, index_t, int, index_t u, int lanes) {
+        store_n(static_cast<A*>(p.c_n) + n * H + u, load_or_zero(static_cast<const A*>(p.c0), n * H + u, lanes), lanes);
+      });
+    auto b_ih = static_cast<const A*>(p.bias_ih), b_hh = static_cast<const A*>(p.bias_hh);
+    for (index_t b = own.begin; b < own.end; ++b)
+      for (int g = 0; g < G; ++g)
+        for (index_t j = 0; j < block; ++j) {
+          index_t u = b * block + j;
+          A sum = 0;
+          if (u < H && b_ih) sum += b_ih[g * H + u];
+          if (u < H && b_hh && g < Cell::kFolded) sum += b_hh[g * H + u];
+          bias[(b * G + g) * block + j] = sum;
+        }
+  }
+
+  // f(row, begin and height of its row block, unit, lanes) over own units of every row.
+  template <class F>
+  SEQKERN_INLINE void for_rows(Range own, index_t units, F f) {
+    RowBlocks blocks(N);
+    for (index_t i = 0; i < blocks.count; ++i)
+      for (index_t n = blocks.begin(i); n < blocks.begin(i + 1); ++n)
+        for (index_t u = own.begin * block; u < std::min(own.end * block, units); u += L)
+          f(n, blocks.begin(i), blocks.height(i), u, int(std::min<index_t>(L, units - u)));
+  }
+
+  // gate_sums[block][step row][gate][unit] = x W_ih' for steps s .. s + count.
+  void project_input(index_t s, index_t count, int rank, Range own) {
+    index_t I = p.input_size, rows = count * N;
+    const T* x = static_cast<const T*>(p.x) + (p.reverse ? p.seq_len - s - count : s) * N * I;
+    if (!packs(N)) {
+      for (index_t b = own.begin; b < own.end; ++b) input.dot(x, I, rows, b, 0, G, sums(b, 0));
+      return;
+    }
+    A* packed = packed_x + rank * chunk * N * I;
+    RowBlocks blocks(rows);
+    for (index_t i = 0; i < blocks.count; ++i)
+      pack_rows(x + blocks.begin(i) * I, I, blocks.height(i), I, packed + blocks.begin(i) * I);
+    for (index_t b = own.begin; b < own.end; ++b)
+      for (int g = 0; g < G; ++g)
+        for (index_t i = 0; i < blocks.count; ++i)
+          input.packed_product(packed + blocks.begin(i) * I, blocks.height(i), b, g, g + 1, sums(b, blocks.begin(i)));
+  }
+
+  A* sums(index_t b, index_t row) const { return gate_sums + (b * chunk * N + row) * G * block; }
+  T* h_n() const { return static_cast<T*>(p.h_n); }
+
+  // f(block of units, first row, rows) over own blocks and row blocks, each with gates [first, last) of
+  // a W' in `out`; direction alternates with the step.
+  template <class F>
+  SEQKERN_INLINE void products_of(const Operand<A>& a, const GateWeight<A, W>& w, Range own, bool backwards, int first,
+                                  int last, A* out, F f) {
+    RowBlocks blocks(N);
+    for (index_t i = own.begin; i < own.end; ++i) {
+      index_t b = backwards ? own.begin + own.end - 1 - i : i;
+      if (!a.packed) {
+        w.dot(a.data, a.stride(), N, b, first, last, out);
+        f(b, 0, int(N));
+        continue;
+      }
+      for (index_t r = 0; r < blocks.count; ++r) {
+        index_t begin = blocks.begin(r);
+        w.packed_product(a.data + begin * a.depth, blocks.height(r), b, first, last, out);
+        f(b, begin, blocks.height(r));
+      }
+    }
+  }
+
+  // f(site, x-side sums, h-side sums) at every register of units of a row block.
+  template <class F>
+  SEQKERN_INLINE void cells_of(index_t s, index_t b, index_t begin, int height, const A* out, F f) {
+    index_t t = time(s), first = p.reverse ? chunk_steps(s) - 1 - s % chunk : s % chunk;
+    for (int r = 0; r < height; ++r) {
+      const A* x = sums(b, first * N + begin + r);
+      for (index_t j = 0; j < block && b * block + j < H; j += L)
+        f(Site{t, begin + r, b * block + j, int(std::min<index_t>(L, H - b * block - j))}, x + j,
+          out + r * G * block + j, bias + b * G * block + j);
+    }
+  }
+  index_t chunk_steps(index_t s) const { return std::min(chunk, p.seq_len - s / chunk * chunk); }
+
+  void step(index_t s, int rank, Range own, Range own_state, Barrier& barrier) {
+    const Operand<A>&now = state[s & 1], &next = state[(s + 1) & 1];
+    A* out = products + rank * N * G * block;
+    bool backwards = s & 1;
+    index_t t = time(s);
+
+    products_of(now, hidden, own, backwards, 0, kEarly, out, [&](index_t b, index_t begin, int height) {
+      cells_of(s, b, begin, height, out, [&](Site at, const A* x, const A* h, const A* bias_at) {
+        V sum[G];
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[g] = load(x + g * block) + load(bias_at + g * block);
+        bool on = active(p.lengths, at.n, t);
+        if constexpr (Cell::kLate) {
+          full.put(at.n, begin, height, at.u, cell.early(at, sum, h, block, on), at.lanes);
+        } else {
+          V value = cell(at, sum, h, block, on);
+          if (p.proj_size) full.put(at.n, begin, height, at.u, value, at.lanes);
+          else finish(at, begin, height, value, on, next);
+        }
+      });
+    });
+    if (Cell::kLate || p.proj_size) barrier.wait();
+    if constexpr (Cell::kLate) {
+      products_of(full, hidden, own, !backwards, kEarly, G, out, [&](index_t b, index_t begin, int height) {
+        cells_of(s, b, begin, height, out, [&](Site at, const A* x, const A* h, const A* bias_at) {
+          bool on = active(p.lengths, at.n, t);
+          V sum = load(x + kEarly * block) + load(bias_at + kEarly * block) + load(h + kEarly * block);
+          finish(at, begin, height, cell.late(at, sum, on), on, next);
+        });
+      });
+    } else if (p.proj_size) {
+      products_of(full, projection, own_state, !backwards, 0, 1, out, [&](index_t b, index_t begin, int height) {
+        for (int r = 0; r < height; ++r)
+          for (index_t j = 0; j < block && b * block + j < S; j += L) {
+            Site at{t, begin + r, b * block + j, int(std::min<index_t>(L, S - b * block - j))};
+            finish(at, begin, height, load(out + r * block + j), active(p.lengths, at.n, t), next);
+          }
+      });
+    }
+    barrier.wait();
+  }
+
+  // The new state of a row: into y, h_n and the operand of the next step. A row that is over keeps its state.
+  SEQKERN_INLINE void finish(Site at, index_t begin, int height, V h, bool on, const Operand<A>& next) {
+    T* last = h_n() + at.n * S + at.u;
+    if (p.y) store_n(static_cast<T*>(p.y) + (at.t * N + at.n) * S + at.u, on ? h : V{}, at.lanes);
+    if (on) store_n(last, h, at.lanes);
+    if (!on || sizeof(T) < sizeof(A)) h = load_n(last, at.lanes);  // as stored: what a later call would see
+    next.put(at.n, begin, height, at.u, h, at.lanes);
+  }
+
+  const RecurrentForward& p;
+  Cell cell;
+  index_t N, H, S, block;
+  GateWeight<A, W> input, hidden, projection;
+  Operand<A> state[2], full;
+  index_t chunk = 1;
+  A *bias = nullptr, *gate_sums = nullptr, *packed_x = nullptr, *products = nullptr;
+};
+
+}  // namespace seqkern::SEQKERN_ISA
