@@ -23,7 +23,7 @@ _EPILOG = """examples:
 `python -m seqkern COMMAND --help` tells more about a command.
 """
 
-_COMPANIONS = ("numpy", "ml_dtypes", "safetensors", "torch", "onnxruntime", "onnx", "openvino")
+_COMPANIONS = ("ml_dtypes", "safetensors", "torch", "onnxruntime", "onnx", "openvino")
 
 
 def bench_module(name: str) -> Any:
@@ -45,8 +45,7 @@ def bench_module(name: str) -> Any:
 def info() -> int:
     """Print what this build is, what it runs on, and which companions are installed."""
     seqkern.show_config()
-    print(f"python: {platform.python_version()} ({platform.platform()})")
-    print("installed beside it:")
+    print(f"\nsystem: {platform.platform()}\ninstalled beside it:")
     for name in _COMPANIONS:
         try:
             print(f"  {name}: {metadata.version(name)}")

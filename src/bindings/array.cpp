@@ -52,10 +52,7 @@ const char* dtype_name(DType dtype) {
 }
 
 Array::Array(const char* op, const char* name, py::handle object, bool optional) : op_(op), name_(name) {
-  if (optional && object.is_none()) {
-    array_ = py::reinterpret_steal<py::array>(py::handle());
-    return;
-  }
+  if (optional && object.is_none()) return;
   array_ = as_array(op, name, object);
   int num = array_.dtype().num();
   static int bf16_num = -1;

@@ -16,6 +16,9 @@ namespace seqkern {
 
 namespace py = pybind11;
 
+// py::array's own default is an array of its own, which costs as much as a small kernel.
+inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
+
 struct Dim {
   const char* name;
   index_t size;
@@ -53,7 +56,7 @@ class Array {
 
   const char* op_ = "";
   const char* name_ = "";
-  py::array array_{};
+  py::array array_ = no_array();
   DType dtype_ = DType::f32;
 };
 
@@ -76,7 +79,7 @@ class Integers {
   const char* op_ = "";
   const char* name_ = "";
   bool present_ = false;
-  py::array array_{};
+  py::array array_ = no_array();
   std::vector<index_t> values_;
 };
 

@@ -23,7 +23,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpinIdle = std::chrono::microseconds(200);
-constexpr auto kSpinBarrier = std::chrono::microseconds(50);
+constexpr auto kSpinBarrier = std::chrono::microseconds(20);
 constexpr std::size_t kKeepBytes = std::size_t(256) << 20;  // a larger workspace is given back after the job
 
 inline void relax() {
@@ -104,7 +104,7 @@ class Worker {
         asleep_ = false;
       }
       task_.fn(task_.context, rank_, task_.threads, *task_.barrier);
-      task_.left->fetch_sub(1, std::memory_order_release);
+      if (task_.left->fetch_sub(1, std::memory_order_release) == 1) task_.left->notify_one();
     }
   }
 
@@ -132,7 +132,8 @@ class Pool {
     for (int rank = 1; rank < task.threads; ++rank) workers_[std::size_t(rank - 1)]->post(task);
     task.fn(task.context, 0, task.threads, barrier_);
     auto done = [&] { return left_.load(std::memory_order_acquire) == 0; };
-    while (!spin(done, kSpinBarrier)) std::this_thread::yield();
+    if (spin(done, kSpinBarrier)) return;
+    while (int left = left_.load(std::memory_order_acquire)) left_.wait(left, std::memory_order_acquire);
   }
 
  private:
@@ -192,12 +193,16 @@ void Barrier::wait() {
   std::uint32_t now = generation_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == std::uint32_t(threads_)) {
     arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(now + 1, std::memory_order_release);
+    generation_.store(now + 1);
+    if (sleepers_.load() > 0) generation_.notify_all();
     return;
   }
   auto open = [&] { return generation_.load(std::memory_order_acquire) != now; };
-  // Yielding gives the core to a partner that was preempted; a futex would cost every barrier a system call.
-  while (!spin(open, kSpinBarrier)) std::this_thread::yield();
+  if (spin(open, kSpinBarrier)) return;
+  // A partner was preempted. Asleep, this thread leaves its core to whoever needs it, and wakes ahead of them.
+  sleepers_.fetch_add(1);
+  while (generation_.load() == now) generation_.wait(now);
+  sleepers_.fetch_sub(1);
 }
 
 void* Workspace::take_bytes(std::size_t bytes) {

@@ -27,6 +27,7 @@ class Barrier {
   int threads_ = 1;
   alignas(64) std::atomic<std::uint32_t> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
+  std::atomic<int> sleepers_{0};
 };
 
 // Scratch memory of one job: bump allocation out of blocks that are kept for the next job, so that page

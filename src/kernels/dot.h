@@ -10,21 +10,23 @@
 
 namespace seqkern::SEQKERN_ISA {
 
-// MR rows times lanes / MR units; units past `units` repeat the last one and are not stored.
-template <int MR, class S, class W, class A = acc_t<W>>
+// MR rows times lanes / MR units. With fewer units than that the missing ones repeat the last, unstored.
+template <int MR, bool Whole, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth) {
   constexpr int L = kLanes<A>, NU = L / MR;
   Vec<A> acc[L] = {};
-  const W* rows[NU];
+  // A pointer for every fourth unit: sixteen would not fit the registers.
+  constexpr int kSpan = Whole && NU >= 4 ? 4 : 1;
+  const W* rows[NU / kSpan];
 #pragma GCC unroll 16
-  for (int u = 0; u < NU; ++u) rows[u] = weight + (u < units ? u : units - 1) * ldw;
+  for (int u = 0; u < NU; u += kSpan) rows[u / kSpan] = weight + (Whole || u < units ? u : units - 1) * ldw;
   auto step = [&](index_t k, auto read) {
     Vec<A> av[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) av[m] = read(a + m * lda + k);
 #pragma GCC unroll 16
     for (int u = 0; u < NU; ++u) {
-      Vec<A> w = read(rows[u] + k);
+      Vec<A> w = read(rows[u / kSpan] + u % kSpan * ldw + k);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) acc[m * NU + u] = av[m] * w + acc[m * NU + u];
     }
@@ -42,7 +44,8 @@ SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t l
   constexpr int L = kLanes<A>, NU = L / MR;
   for (int u = 0; u < units; u += NU) {
     int here = units - u < NU ? units - u : NU;
-    Vec<A> sums = dot_square<MR>(a, lda, weight + u * ldw, ldw, here, depth);
+    Vec<A> sums = here == NU ? dot_square<MR, true>(a, lda, weight + u * ldw, ldw, here, depth)
+                             : dot_square<MR, false>(a, lda, weight + u * ldw, ldw, here, depth);
     if constexpr (MR == 1) {
       store_n(out, sums, here);
     } else {

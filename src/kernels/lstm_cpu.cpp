@@ -23,7 +23,7 @@ struct LstmForwardCell {
     index_t H = p.hidden_size, row = at.t * p.batch + at.n;
     LstmGates<V> a{sum[0] + load(h), sum[1] + load(h + block), sum[2] + load(h + 2 * block), sum[3] + load(h + 3 * block)};
     A* state = static_cast<A*>(p.c_n) + at.n * H + at.u;
-    V c = load_n(state, at.lanes), c_prev = c, out;
+    V c = load_n(state, at.lanes), out;
     if (p.peephole) {
       auto peephole = load_peephole<A>(p.peephole, H, at.u, at.lanes);
       out = lstm_cell(a, c, &peephole);
@@ -37,7 +37,7 @@ struct LstmForwardCell {
       store_n(g + H, on ? a.f : V{}, at.lanes);
       store_n(g + 2 * H, on ? a.g : V{}, at.lanes);
       store_n(g + 3 * H, on ? a.o : V{}, at.lanes);
-      store_n(static_cast<A*>(p.cells) + row * H + at.u, on ? c : c_prev, at.lanes);
+      store_n(static_cast<A*>(p.cells) + row * H + at.u, on ? c : V{}, at.lanes);
     }
     return out;
   }

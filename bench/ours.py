@@ -1,0 +1,124 @@
+"""seqkern's own entries: its modules, as a user calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import seqkern
+
+from .tasks import Array, Entry, LinearTask, RecurrentTask
+
+NAME = "ours"
+
+
+def settings(threads: int, precision: str = "highest") -> Callable[[], None]:
+    """What runs untimed before each of our turns."""
+
+    def enter() -> None:
+        seqkern.set_num_threads(threads)
+        seqkern.set_matmul_precision(precision)
+
+    return enter
+
+
+def recurrent_forward(task: RecurrentTask, x_dtype: str | None = None) -> Entry:
+    """`module(x)`, all in the task's dtype; with `x_dtype` only the weights are.
+
+    x then has `x_dtype` and the biases stay float32. Results: the output.
+    """
+    module = recurrent_module(task, weights_only=x_dtype is not None).eval()
+    x = _cast(task.x, x_dtype or task.dtype)
+
+    def results() -> list[Array]:
+        return [_float32(module(x)[0])]
+
+    return Entry(lambda: module(x), results)
+
+
+def recurrent_train(task: RecurrentTask) -> Entry:
+    """`vjp` and its pullback; results: output, dx, dweight_hh_l0."""
+    module = recurrent_module(task)
+    x, dy = _cast(task.x, task.dtype), _cast(task.dy, task.dtype)
+
+    def call() -> Any:
+        module.zero_grad()
+        (y, _), pullback = module.vjp(x)
+        return y, pullback(dy)[0]
+
+    def results() -> Sequence[Array]:
+        y, dx = call()
+        gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+        return [_float32(array) for array in (y, dx, gradients["weight_hh_l0"])]
+
+    return Entry(call, results)
+
+
+def ragged(task: RecurrentTask, lengths: Array | None) -> Entry:
+    """`module(x, lengths=…)`, or the padded batch when lengths is None."""
+    module = recurrent_module(task).eval()
+
+    def call() -> Any:
+        return module(task.x, lengths=lengths)
+
+    return Entry(call, lambda: [_float32(call()[0])])
+
+
+def cell(kind: str, weights: dict[str, Array], x: Array, state: Sequence[Array]) -> Entry:
+    """`seqkern.nn.LSTMCell` and so on; results: the new state's arrays."""
+    classes = {"lstm": seqkern.nn.LSTMCell, "gru": seqkern.nn.GRUCell, "rnn": seqkern.nn.RNNCell}
+    module = classes[kind](x.shape[1], state[0].shape[1])
+    module.load_state_dict(weights)
+    old = tuple(state) if kind == "lstm" else state[0]
+
+    def call() -> Any:
+        return module(x, old)
+
+    return Entry(call, lambda: list(call()) if kind == "lstm" else [call()])
+
+
+def cell_function(kind: str, weights: dict[str, Array], x: Array, state: Sequence[Array]) -> Entry:
+    """`seqkern.lstm_cell` and so on, the functions; results: the new state's arrays."""
+    function = getattr(seqkern, f"{kind}_cell")
+    arrays = [weights[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    old = tuple(state) if kind == "lstm" else state[0]
+
+    def call() -> Any:
+        return function(x, old, *arrays)
+
+    return Entry(call, lambda: list(call()) if kind == "lstm" else [call()])
+
+
+def linear(task: LinearTask) -> Entry:
+    """`seqkern.nn.Linear`, whose packed weight is kept between calls; results: y."""
+    module = seqkern.nn.Linear(task.row.k, task.row.n)
+    module.load_state_dict({"weight": task.weight, "bias": task.bias})
+    x = task.x
+    return Entry(lambda: module(x), lambda: [_float32(module(x))])
+
+
+def recurrent_module(task: RecurrentTask, weights_only: bool = False) -> Any:
+    """The task's module with its weights in its dtype, and its biases unless `weights_only`."""
+    row = task.row
+    classes = {"lstm": seqkern.nn.LSTM, "gru": seqkern.nn.GRU, "rnn": seqkern.nn.RNN}
+    module = classes[row.kind](
+        row.input_size, row.hidden_size, row.layers, bidirectional=row.bidirectional
+    )
+    module.load_state_dict(task.state_dict())
+    for name, parameter in module.named_parameters():
+        if name.startswith("weight") or not weights_only:
+            parameter.data = _cast(parameter.data, task.dtype)
+    return module
+
+
+def _cast(array: Array, dtype: str) -> Array:
+    if dtype == "float32":
+        return array
+    import ml_dtypes
+
+    return array.astype(getattr(ml_dtypes, dtype))
+
+
+def _float32(array: Array) -> Array:
+    return np.asarray(array, np.float32)

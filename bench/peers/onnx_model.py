@@ -1,0 +1,95 @@
+"""The ONNX form of a recurrent stack, for the two runtimes that take ONNX.
+
+Differences from torch's conventions that are settled here (ONNX operators, opset 14):
+gate order i, o, f, c (LSTM) and z, r, h (GRU); both directions and both biases in one array each;
+`linear_before_reset=1` is torch's GRU; the output is `[T, D, N, H]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..shapes import GATES
+from ..tasks import Array, LayerWeights, RecurrentTask
+
+OPSET = 14
+IR_VERSION = 8  # the one that came with opset 14's generation: every runtime reads it
+_OPERATORS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
+_GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
+
+
+def reorder_gates(array: Array, kind: str) -> Array:
+    """`[G·H, …]` in torch's gate order to the same in ONNX's."""
+    gates = np.split(array, GATES[kind])
+    return np.concatenate([gates[gate] for gate in _GATE_ORDER[kind]])
+
+
+def layer_arrays(directions: Sequence[LayerWeights], kind: str) -> tuple[Array, Array, Array]:
+    """W `[D, G·H, I]`, R `[D, G·H, H]` and B `[D, 2·G·H]` of one layer."""
+    w = np.stack([reorder_gates(weights.weight_ih, kind) for weights in directions])
+    r = np.stack([reorder_gates(weights.weight_hh, kind) for weights in directions])
+    b = np.stack(
+        [
+            np.concatenate([reorder_gates(bias, kind) for bias in (d.bias_ih, d.bias_hh)])
+            for d in directions
+        ]
+    )
+    return w, r, b
+
+
+def recurrent_model(task: RecurrentTask) -> bytes:
+    """A serialised model: input `x` `[T, N, I]`, output `y` `[T, N, D·H]`, weights constant."""
+    row = task.row
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+    source = "x"
+    for layer, directions in enumerate(task.weights):
+        names = [f"{name}{layer}" for name in ("W", "R", "B")]
+        constants += [
+            numpy_helper.from_array(array, name)
+            for name, array in zip(names, layer_arrays(directions, row.kind), strict=True)
+        ]
+        target = "y" if layer == row.layers - 1 else f"y{layer}"
+        nodes += _layer_nodes(task, source, names, f"Y{layer}", target)
+        source = target
+    constants.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), "joined"))
+    graph = helper.make_graph(
+        nodes,
+        "recurrent",
+        [_float_array("x", task.x.shape)],
+        [_float_array("y", task.dy.shape)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _layer_nodes(
+    task: RecurrentTask, source: str, weights: list[str], raw: str, target: str
+) -> list[onnx.NodeProto]:
+    """The operator, then `[T, D, N, H]` → `[T, N, D, H]` → `[T, N, D·H]`."""
+    row = task.row
+    extra: dict[str, Any] = {"linear_before_reset": 1} if row.kind == "gru" else {}
+    return [
+        helper.make_node(
+            _OPERATORS[row.kind],
+            [source, *weights],
+            [raw],
+            hidden_size=row.hidden_size,
+            direction="bidirectional" if row.bidirectional else "forward",
+            **extra,
+        ),
+        helper.make_node("Transpose", [raw], [f"{raw}_rows"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", [f"{raw}_rows", "joined"], [target]),
+    ]
+
+
+def _float_array(name: str, shape: Sequence[int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))

@@ -1,0 +1,34 @@
+"""ONNX Runtime on its CPU provider: inference only."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from ..tasks import Array, Entry, RecurrentTask, UnsupportedError
+from .onnx_model import recurrent_model
+
+NAME = "onnxruntime"
+
+_options = onnxruntime.SessionOptions()
+
+
+def prepare(threads: int) -> None:
+    """Sessions made from now on compute on so many threads, one operator at a time."""
+    _options.intra_op_num_threads = threads
+    _options.inter_op_num_threads = 1
+
+
+def recurrent_forward(task: RecurrentTask) -> Entry:
+    """`session.run` as a user calls it; results: the output."""
+    if task.dtype != "float32":
+        raise UnsupportedError(f"its CPU provider has no recurrent layers in {task.dtype}")
+    session = onnxruntime.InferenceSession(
+        recurrent_model(task), _options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {"x": task.x}
+
+    def call() -> Array:
+        return np.asarray(session.run(None, inputs)[0])
+
+    return Entry(call, lambda: [call()])

@@ -1,0 +1,47 @@
+"""OpenVINO on its CPU plugin: inference only."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino
+
+from ..tasks import Array, Entry, RecurrentTask, UnsupportedError
+from .onnx_model import recurrent_model
+
+NAME = "openvino"
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+_config: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY"}
+
+
+def prepare(threads: int) -> None:
+    """Models compiled from now on compute on so many threads, tuned for latency."""
+    _config["INFERENCE_NUM_THREADS"] = threads
+
+
+def recurrent_forward(task: RecurrentTask) -> Entry:
+    """One reused infer request over a shared input tensor; results: the output."""
+    core = openvino.Core()
+    hint = _HINTS[task.dtype]
+    # Where the CPU has no bfloat16 instructions the plugin still accepts the hint and emulates
+    # them, many times slower than its own float32: nobody would run that.
+    if hint.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
+        raise UnsupportedError(f"its CPU plugin has no {hint} on this machine but by emulation")
+    model = core.read_model(recurrent_model(task), b"")
+    compiled = core.compile_model(model, "CPU", {**_config, "INFERENCE_PRECISION_HINT": hint})
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if used != hint:
+        raise UnsupportedError(f"it computes in {used} on this machine when asked for {hint}")
+    request = compiled.create_infer_request()
+    # The request borrows x's memory and keeps neither array nor tensor alive: the closure does.
+    borrowed = (task.x, openvino.Tensor(task.x, shared_memory=True))
+    request.set_input_tensor(borrowed[1])
+
+    def call(_keep: object = borrowed) -> None:
+        request.infer()
+
+    def results() -> list[Array]:
+        call()
+        return [np.array(request.get_output_tensor(0).data, np.float32)]
+
+    return Entry(call, results)

@@ -1,0 +1,129 @@
+"""PyTorch: its own modules under `inference_mode`, and its autograd for forward + backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
+
+NAME = "torch"
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+_CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell}
+
+
+def prepare(threads: int) -> None:
+    """Compute on so many threads from now on."""
+    torch.set_num_threads(threads)
+
+
+def recurrent_forward(task: RecurrentTask) -> Entry:
+    """The whole stack in inference mode; results: the output."""
+    module = _module(task).eval()
+    x = torch.from_numpy(task.x).to(_DTYPES[task.dtype])
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            output: torch.Tensor = module(x)[0]
+            return output
+
+    _first_call(call)
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def recurrent_train(task: RecurrentTask) -> Entry:
+    """Forward and backward from a given output gradient; results: output, dx, dweight_hh_l0."""
+    module = _module(task).train()
+    dtype = _DTYPES[task.dtype]
+    x = torch.from_numpy(task.x).to(dtype).requires_grad_()
+    dy = torch.from_numpy(task.dy).to(dtype)
+
+    def call() -> torch.Tensor:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        output: torch.Tensor = module(x)[0]
+        torch.autograd.backward(output, dy)
+        return output
+
+    def results() -> Sequence[Array]:
+        output = call()
+        return [_numpy(tensor) for tensor in (output, x.grad, module.weight_hh_l0.grad)]
+
+    _first_call(call)
+    return Entry(call, results)
+
+
+def ragged(task: RecurrentTask, lengths: Array) -> Entry:
+    """PackedSequence: pack, run, pad again, as a user with padded rows has to."""
+    module = _module(task).eval()
+    x = torch.from_numpy(task.x)
+    row_lengths = torch.from_numpy(lengths)
+    pack = torch.nn.utils.rnn.pack_padded_sequence
+    pad = torch.nn.utils.rnn.pad_packed_sequence
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            packed = pack(x, row_lengths, enforce_sorted=False)
+            output, _ = pad(module(packed)[0], total_length=x.shape[0])
+            return output
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def cell(kind: str, weights: dict[str, Array], x: Array, state: Sequence[Array]) -> Entry:
+    """One call of a cell; results: the new state's arrays."""
+    module = _CELLS[kind](x.shape[1], state[0].shape[1]).eval()
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    x_tensor = torch.from_numpy(x)
+    states = tuple(torch.from_numpy(array) for array in state)
+    old = states if kind == "lstm" else states[0]
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return module(x_tensor, old)
+
+    def results() -> Sequence[Array]:
+        new = call()
+        return [_numpy(tensor) for tensor in (new if kind == "lstm" else (new,))]
+
+    return Entry(call, results)
+
+
+def linear(task: LinearTask) -> Entry:
+    """`torch.nn.functional.linear`; results: y."""
+    dtype = _DTYPES[task.dtype]
+    x, weight, bias = (torch.from_numpy(a).to(dtype) for a in (task.x, task.weight, task.bias))
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.nn.functional.linear(x, weight, bias)
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def _module(task: RecurrentTask) -> Any:
+    row = task.row
+    module = _MODULES[row.kind](
+        row.input_size, row.hidden_size, row.layers, bidirectional=row.bidirectional
+    )
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in task.state_dict().items()})
+    return module.to(_DTYPES[task.dtype])
+
+
+def _first_call(call: Any) -> None:
+    """Where torch has no kernel for a dtype it says so on the first call."""
+    try:
+        call()
+    except (RuntimeError, NotImplementedError) as error:
+        raise UnsupportedError(str(error).splitlines()[0]) from error
+
+
+def _numpy(tensor: torch.Tensor | None) -> Array:
+    if tensor is None:
+        raise UnsupportedError("it gave no gradient")
+    return np.asarray(tensor.detach().float().numpy())

@@ -1,0 +1,270 @@
+"""Parameters, modules and pullbacks: the small frame every layer and model stands in.
+
+A module holds parameters and settings, never the state of a computation. `m(x)` computes;
+`y, pullback = m.vjp(x)` computes the same and returns a closure over what backward needs.
+`pullback(dy)` adds to the parameters' gradients and returns the gradients of the inputs. So a
+module can be used many times before its pullbacks run, in any order, and models chain pullbacks
+in plain sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from ._arrays import Array, array_module, like, shape_text, to_numpy
+
+M = TypeVar("M", bound="Module")
+
+
+class Parameter:
+    """An array that is trained.
+
+    data: the value, a NumPy or CuPy array; update it in place or assign a new array.
+    grad: the gradient collected so far, or None.
+    """
+
+    __slots__ = ("data", "grad")
+
+    def __init__(self, data: Array) -> None:
+        self.data: Array = data
+        self.grad: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(self.data.dtype)
+        return dtype
+
+    def add_grad(self, grad: Array | None) -> None:
+        """Add `grad` to `.grad`. A first gradient is kept, not copied: pass a fresh array."""
+        if grad is None:
+            return
+        grad = like(grad, self.data)
+        if self.grad is None:
+            self.grad = grad
+        else:
+            self.grad += grad
+
+    def __repr__(self) -> str:
+        return f"Parameter({shape_text(self.shape)}, {self.dtype})"
+
+
+class Pullback:
+    """Gradient function of one use of a module: `pullback(dy)` -> gradients of the inputs.
+
+    It runs once (it adds to parameter gradients, and frees what it kept); a second call raises
+    RuntimeError. A call refused for a bad argument does not count.
+    """
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run: Callable[..., Any] | None = run
+
+    def __call__(self, *grads: Any) -> Any:
+        if self._run is None:
+            raise RuntimeError(
+                "pullback: already called. A pullback runs once, because it adds to the "
+                "parameters' gradients; call vjp again to get another"
+            )
+        result = self._run(*grads)
+        self._run = None
+        return result
+
+
+class LoadResult(NamedTuple):
+    """Keys that `load_state_dict(strict=False)` passed over."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Module:
+    """Base class of layers and models.
+
+    Parameters and sub-modules are the attributes that hold a `Parameter` or a `Module`; their
+    names are the attribute paths, joined by dots, as in torch.
+    """
+
+    training: bool = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+
+    def vjp(self, *args: Any, **kwargs: Any) -> tuple[Any, Pullback]:
+        """`y, pullback`: the same `y` as the call gives, and its gradient function."""
+        raise NotImplementedError(f"{type(self).__name__} defines no vjp")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(self.__dict__.get(name), Parameter) and not (
+            value is None or isinstance(value, Parameter)
+        ):
+            raise TypeError(
+                f"{type(self).__name__}.{name} must be a Parameter or None, got "
+                f"{type(value).__name__}; assign to .{name}.data to change its value"
+            )
+        object.__setattr__(self, name, value)
+
+    # --- walking the tree -------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Direct sub-modules with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def modules(self) -> Iterator[Module]:
+        """This module and everything below it."""
+        yield self
+        for _, child in self.named_children():
+            yield from child.modules()
+
+    def _all_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Every name, so a shared parameter comes once per name."""
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+        for name, child in self.named_children():
+            yield from child._all_parameters(f"{prefix}{name}.")
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """`(name, Parameter)` pairs; a shared parameter comes once, under its first name."""
+        seen: set[int] = set()
+        for name, parameter in self._all_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """The parameters, each once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    # --- modes and gradients ----------------------------------------------------------------
+
+    def train(self: M, mode: bool = True) -> M:
+        """Set `training` here and below; only dropout and batch norm care. Returns self."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self: M) -> M:
+        """`train(False)`."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Set every parameter's gradient to None, which stands for zero."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    # --- values -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array]:
+        """Name -> array. The arrays are the parameters' own, not copies, as in torch."""
+        return {name: parameter.data for name, parameter in self._all_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy values into the parameters, cast to their dtype.
+
+        state: name -> NumPy, CuPy or torch array. Everything is checked before anything is
+            written. ValueError names a key that is missing, unexpected (both only when `strict`)
+            or of the wrong shape; TypeError one whose value is no floating-point array.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: state must be a mapping, got {type(state).__name__}")
+        own = dict(self._all_parameters())
+        result = LoadResult(
+            missing_keys=[name for name in own if name not in state],
+            unexpected_keys=[name for name in state if name not in own],
+        )
+        if strict:
+            _refuse_wrong_keys(result, own)
+        values = {
+            name: _checked_value(name, state[name], parameter)
+            for name, parameter in own.items()
+            if name in state
+        }
+        for name, value in values.items():
+            data = own[name].data
+            data[...] = value if isinstance(data, np.ndarray) else array_module(data).asarray(value)
+        return result
+
+    def to(self: M, target: Any) -> M:
+        """Move parameters to "cpu" or "cuda", or cast them to a floating dtype. Returns self."""
+        convert = _converter(target)
+        for parameter in self.parameters():
+            parameter.data = convert(parameter.data)
+            if parameter.grad is not None:
+                parameter.grad = convert(parameter.grad)
+        return self
+
+
+def _refuse_wrong_keys(result: LoadResult, own: Mapping[str, Parameter]) -> None:
+    problems = [
+        f"missing key '{name}' (expected {shape_text(own[name].shape)})"
+        for name in result.missing_keys
+    ]
+    problems += [f"unexpected key '{name}'" for name in result.unexpected_keys]
+    if problems:
+        raise ValueError("load_state_dict: " + "; ".join(problems))
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether NumPy's or ml_dtypes' dtype holds real floating-point numbers."""
+    # ml_dtypes' own types report kind 'V', like plain bytes; their scalar type casts to float.
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
+def _checked_value(name: str, value: Any, parameter: Parameter) -> np.ndarray:
+    array = to_numpy(value, f"load_state_dict: '{name}'")
+    if not is_floating(array.dtype):
+        raise TypeError(f"load_state_dict: '{name}' must be floating point, got {array.dtype}")
+    if array.shape != parameter.shape:
+        raise ValueError(
+            f"load_state_dict: '{name}' must be {shape_text(parameter.shape)}, "
+            f"got {shape_text(array.shape)}"
+        )
+    return array.astype(parameter.dtype, copy=False)
+
+
+def _converter(target: Any) -> Callable[[Array], Array]:
+    """The function that `Module.to(target)` applies to every array."""
+    if isinstance(target, str) and target == "cpu":
+        return lambda array: to_numpy(array, "to")
+    if isinstance(target, str) and target == "cuda":
+        return _to_cuda
+    dtype = _floating_dtype(target)
+    return lambda array: array.astype(dtype, copy=False)
+
+
+def _to_cuda(array: Array) -> Array:
+    try:
+        cupy = import_module("cupy")
+    except ImportError:
+        raise RuntimeError(
+            "to('cuda') needs CuPy: pip install 'seqkern[cuda12]' or 'seqkern[cuda13]'"
+        ) from None
+    return cupy.asarray(array)
+
+
+def _floating_dtype(target: Any) -> np.dtype[Any]:
+    message = f"to: target must be 'cpu', 'cuda' or a floating dtype, got {target!r}"
+    if isinstance(target, str) and target == "bfloat16":
+        from ml_dtypes import bfloat16
+
+        target = bfloat16
+    if target is None:  # NumPy reads None as float64
+        raise TypeError(message)
+    try:
+        dtype: np.dtype[Any] = np.dtype(target)
+    except TypeError:
+        raise TypeError(message) from None
+    if not is_floating(dtype):
+        raise ValueError(message)
+    return dtype
