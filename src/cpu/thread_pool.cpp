@@ -24,6 +24,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpinIdle = std::chrono::microseconds(200);
 constexpr auto kSpinBarrier = std::chrono::microseconds(20);
+constexpr auto kCrowded = std::chrono::milliseconds(5);
 constexpr std::size_t kKeepBytes = std::size_t(256) << 20;  // a larger workspace is given back after the job
 
 inline void relax() {
@@ -122,6 +123,8 @@ class Pool {
   Workspace workspace;
   std::atomic<int> threads{default_num_threads()};
 
+  bool crowded() const { return Clock::now() < crowded_until_; }  // asked by the holder of the turn only
+
   void run(Task task) {
     while (int(workers_.size()) + 1 < task.threads)
       workers_.push_back(std::make_unique<Worker>(int(workers_.size()) + 1));
@@ -131,6 +134,7 @@ class Pool {
     left_.store(task.threads - 1, std::memory_order_relaxed);
     for (int rank = 1; rank < task.threads; ++rank) workers_[std::size_t(rank - 1)]->post(task);
     task.fn(task.context, 0, task.threads, barrier_);
+    if (barrier_.slept()) crowded_until_ = Clock::now() + kCrowded;
     auto done = [&] { return left_.load(std::memory_order_acquire) == 0; };
     if (spin(done, kSpinBarrier)) return;
     while (int left = left_.load(std::memory_order_acquire)) left_.wait(left, std::memory_order_acquire);
@@ -138,6 +142,7 @@ class Pool {
 
  private:
   Barrier barrier_;
+  Clock::time_point crowded_until_{};
   std::vector<std::unique_ptr<Worker>> workers_;
   alignas(64) std::atomic<int> left_{0};
 };
@@ -179,7 +184,8 @@ void set_num_threads(int n) { pool().threads = std::clamp(n, 1, 1024); }
 
 int threads_for(double work, double grain) {
   int useful = int(std::min(work / grain, 1e6)) + 1;
-  return std::min(num_threads(), useful);
+  int threads = std::min(num_threads(), useful);
+  return threads > 1 && pool().crowded() ? (threads + 1) / 2 : threads;
 }
 
 void fail_allocation(int nth) { allocation_countdown = nth; }
@@ -200,6 +206,7 @@ void Barrier::wait() {
   auto open = [&] { return generation_.load(std::memory_order_acquire) != now; };
   if (spin(open, kSpinBarrier)) return;
   // A partner was preempted. Asleep, this thread leaves its core to whoever needs it, and wakes ahead of them.
+  slept_.fetch_add(1, std::memory_order_relaxed);
   sleepers_.fetch_add(1);
   while (generation_.load() == now) generation_.wait(now);
   sleepers_.fetch_sub(1);

@@ -22,12 +22,13 @@ class Barrier {
  public:
   void reset(int threads) { threads_ = threads; }
   void wait();
+  bool slept() { return slept_.exchange(0, std::memory_order_relaxed) > 1; }  // more than once since last asked
 
  private:
   int threads_ = 1;
   alignas(64) std::atomic<std::uint32_t> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
-  std::atomic<int> sleepers_{0};
+  std::atomic<int> sleepers_{0}, slept_{0};
 };
 
 // Scratch memory of one job: bump allocation out of blocks that are kept for the next job, so that page
@@ -75,7 +76,9 @@ class Job {
   void run_erased(int threads, Erased fn, void* context);
 };
 
-// Threads worth using for this many multiply-adds: below the first grain the hand-over costs more.
+// Threads worth using for this many multiply-adds: below the first grain the hand-over costs more. Half as many
+// for a few milliseconds after a job whose threads had to wait for a core: the rest of the machine is busy then,
+// and two threads taking turns on one core are slower than one. Results do not depend on it.
 int threads_for(double work, double grain);
 
 // [begin, end) of rank's share of n items.
