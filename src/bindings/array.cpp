@@ -93,10 +93,10 @@ void Array::expect_dtype(DType want) const {
     throw py::type_error(describe(op_, name_) + " must be " + dtype_name(want) + ", got " + dtype_text(array_));
 }
 
-void Array::expect_accumulator(DType want) const {
-  if (!array_ || dtype_ == accumulator(want) || (want == DType::bf16 && dtype_ == DType::bf16)) return;
+void Array::expect_accumulator(DType want, bool or_bf16) const {
+  if (!array_ || dtype_ == accumulator(want) || (or_bf16 && dtype_ == DType::bf16)) return;
   throw py::type_error(describe(op_, name_) + " must be " + dtype_name(accumulator(want)) +
-                       (want == DType::bf16 ? " or bfloat16" : "") + ", got " + dtype_text(array_));
+                       (or_bf16 ? " or bfloat16" : "") + ", got " + dtype_text(array_));
 }
 
 const void* Array::data() {

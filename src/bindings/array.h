@@ -42,8 +42,8 @@ class Array {
   void expect_rank(int rank, const char* layout) const;
   void expect(std::initializer_list<Dim> dims) const;  // nothing to check when absent
   void expect_dtype(DType dtype) const;
-  // This type, or bf16 that is then widened to f32: biases, peepholes and cell states of a bf16 layer.
-  void expect_accumulator(DType dtype) const;
+  // The accumulator of this type, or bf16 where `or_bf16`, then widened to f32: biases, peepholes and cell states.
+  void expect_accumulator(DType dtype, bool or_bf16) const;
 
   const void* data();                       // null when absent
   const void* accumulator_data();           // as f32 or f64

@@ -18,7 +18,7 @@ struct Update {
   Array param, grad;
   const char* op;
   Update(const char* op_, py::handle param_, py::handle grad_) : param(op_, "param", param_), grad(op_, "grad", grad_), op(op_) {
-    grad.expect_accumulator(param.dtype());
+    grad.expect_accumulator(param.dtype(), param.dtype() == DType::bf16);
     same_shape("grad", grad);
   }
   void same_shape(const char* name, const Array& a) const {

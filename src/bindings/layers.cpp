@@ -33,7 +33,7 @@ py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_) {
   Array x(op, "x", x_), weight(op, "weight", weight_), bias(op, "bias", bias_, true);
   auto lead = check_linear(op, x, weight);
   bias.expect({{"out_features", weight.size(0)}});
-  bias.expect_accumulator(x.dtype());
+  bias.expect_accumulator(x.dtype(), weight.dtype() == DType::bf16);
   auto shape = lead;
   shape.push_back(weight.size(0));
   py::array y = empty(x.numpy_dtype(), shape);

@@ -64,7 +64,7 @@ struct Layer {
     weight_hh.expect_dtype(weight_ih.dtype());
     weight_hr.expect_dtype(weight_ih.dtype());
     h0.expect_dtype(type);
-    for (auto a : {&bias_ih, &bias_hh, &c0, &peephole}) a->expect_accumulator(type);
+    for (auto a : {&bias_ih, &bias_hh, &c0, &peephole}) a->expect_accumulator(type, weight_ih.dtype() == DType::bf16);
     lengths.expect_between(0, T);
   }
 
@@ -143,7 +143,7 @@ struct Incoming {
     DType type = l.x.dtype();
     for (auto a : {&y, &dy, &dh_n}) a->expect_dtype(type);
     for (auto a : {&gates, &extra}) a->expect_dtype(accumulator(type));
-    dc_n.expect_accumulator(type);
+    dc_n.expect_accumulator(type, type == DType::bf16);
   }
 };
 

@@ -23,24 +23,28 @@ void for_ranges(index_t count, F f) {
   job.run(threads_for(double(count), 5.0e4), body);
 }
 
+// Philox4x32-10 for kPhilox counters at once, one in each lane of the loops.
+constexpr int kPhilox = 16;
+
 struct Words {
-  std::uint32_t w[4];
+  std::uint32_t w[4][kPhilox];
 };
 
-Words philox(std::uint64_t counter, std::uint64_t offset, std::uint64_t seed) {
-  std::uint32_t c0 = std::uint32_t(counter), c1 = std::uint32_t(counter >> 32);
-  std::uint32_t c2 = std::uint32_t(offset), c3 = std::uint32_t(offset >> 32);
-  std::uint32_t k0 = std::uint32_t(seed), k1 = std::uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c0, p1 = std::uint64_t(0xCD9E8D57u) * c2;
-    c0 = std::uint32_t(p1 >> 32) ^ c1 ^ k0;
-    c1 = std::uint32_t(p1);
-    c2 = std::uint32_t(p0 >> 32) ^ c3 ^ k1;
-    c3 = std::uint32_t(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+void philox(std::uint64_t counter, std::uint64_t offset, std::uint64_t seed, Words& out) {
+  auto& c = out.w;
+  for (int i = 0; i < kPhilox; ++i) {
+    c[0][i] = std::uint32_t(counter + std::uint64_t(i)), c[1][i] = std::uint32_t((counter + std::uint64_t(i)) >> 32);
+    c[2][i] = std::uint32_t(offset), c[3][i] = std::uint32_t(offset >> 32);
   }
-  return {{c0, c1, c2, c3}};
+  std::uint32_t k0 = std::uint32_t(seed), k1 = std::uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+    for (int i = 0; i < kPhilox; ++i) {
+      std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c[0][i], p1 = std::uint64_t(0xCD9E8D57u) * c[2][i];
+      c[0][i] = std::uint32_t(p1 >> 32) ^ c[1][i] ^ k0;
+      c[1][i] = std::uint32_t(p1);
+      c[2][i] = std::uint32_t(p0 >> 32) ^ c[3][i] ^ k1;
+      c[3][i] = std::uint32_t(p0);
+    }
 }
 
 template <class T>
@@ -51,10 +55,11 @@ void drop(const Dropout& p) {
   A scale = p.p < 1 ? A(1 / (1 - p.p)) : A(0);
   std::uint64_t threshold = std::uint64_t(p.p * 4294967296.0);
   for_ranges(p.count, [&](index_t begin, index_t end) {
-    for (index_t e = begin; e < end; e += 4) {
-      Words r = philox(std::uint64_t(e / 4), p.offset, p.seed);
-      for (index_t i = 0; i < std::min<index_t>(4, end - e); ++i)
-        y[e + i] = to_storage<T>(r.w[i] >= threshold ? from_storage(x[e + i]) * scale : A(0));
+    Words r;
+    for (index_t e = begin; e < end; e += 4 * kPhilox) {
+      philox(std::uint64_t(e / 4), p.offset, p.seed, r);
+      for (index_t i = 0; i < std::min<index_t>(4 * kPhilox, end - e); ++i)
+        y[e + i] = to_storage<T>(r.w[i % 4][i / 4] >= threshold ? from_storage(x[e + i]) * scale : A(0));
     }
   });
 }

@@ -243,7 +243,7 @@ class BackwardLayer {
       Gemm<A, W, T>(rows, I, G * H, {dgates, XH, 1}, {static_cast<const W*>(p.weight_ih), I, 1}, static_cast<T*>(p.dx), I)
           .run(job);
     if (p.dweight_ih)
-      Gemm<A, T, A>(G * H, I, rows, transposed(dgates, 0), {static_cast<const T*>(p.x), I, 1},
+      Gemm<A, T, A>(G * H, I, rows, transposed(dgates, 0), {live_input(job), I, 1},
                     static_cast<A*>(p.dweight_ih), I)
           .run(job);
     if (p.dweight_hh) {
@@ -260,6 +260,20 @@ class BackwardLayer {
     }
     if (p.dweight_hr)
       Gemm<A, A, A>(S, H, rows, {dprojected, 1, S}, {unprojected, H, 1}, static_cast<A*>(p.dweight_hr), H).run(job);
+  }
+
+  // x with zeros past every row's length: its gradient there is 0, but 0 times a NaN in the padding is not.
+  const T* live_input(Job& job) {
+    auto x = static_cast<const T*>(p.x);
+    if (!p.lengths) return x;
+    T* live = job.take<T>(rows * p.input_size);
+    for (index_t t = 0; t < p.seq_len; ++t)
+      for (index_t n = 0; n < N; ++n) {
+        index_t at = (t * N + n) * p.input_size;
+        if (active(p.lengths, n, t)) std::copy_n(x + at, p.input_size, live + at);
+        else std::fill_n(live + at, p.input_size, T{});
+      }
+    return live;
   }
 
   // Rows of dW_hh of `count` gates from `gate` on: gradients times the state before each step. That is y one

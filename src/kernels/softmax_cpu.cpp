@@ -69,8 +69,8 @@ void forward(const SoftmaxForward& p) {
     auto y = static_cast<T*>(p.y) + r * p.columns;
     auto s = row_lse(x, p.columns);
     if (p.log) {
-      A lse = s.value();
-      for_columns<A>(p.columns, [&](index_t j, int n) { store_n(y + j, load_n(x + j, n) - lse, n); });
+      A log_sum = std::log(s.sum);  // apart from the maximum, which may be far larger
+      for_columns<A>(p.columns, [&](index_t j, int n) { store_n(y + j, (load_n(x + j, n) - s.max) - log_sum, n); });
     } else {
       for_columns<A>(p.columns, [&](index_t j, int n) { store_n(y + j, exp(load_n(x + j, n) - s.max) / s.sum, n); });
     }

@@ -103,13 +103,13 @@ def test_cells(op: str, rng: Any) -> None:
     tx, th, tc = tensor(x), tensor(h), tensor(c)
     state, tstate = ((h, c), (th, tc)) if op == "lstm" else (h, th)
     arguments = {n: getattr(module, n).detach().numpy() for n in PARAMETERS[:4]}
-    new, saved = getattr(reference, f"{op}_cell_forward")(x, state, **arguments)
+    *news, saved = getattr(reference, f"{op}_cell_forward")(x, state, **arguments)
     tnew = module(tx, tstate)
-    news, tnews = (new, tnew) if op == "lstm" else ((new,), (tnew,))
+    tnews = tnew if op == "lstm" else (tnew,)
     for a, b in zip(news, tnews, strict=True):
         assert_close(a, b)
     sum((b * torch.from_numpy(a)).sum() for a, b in zip(news, tnews, strict=True)).backward()
-    gradients = getattr(reference, f"{op}_cell_backward")(new, saved)
+    gradients = getattr(reference, f"{op}_cell_backward")(*news, saved)
     assert_close(gradients.dx, tx.grad)
     assert_close(gradients.dh, th.grad)
     if op == "lstm":

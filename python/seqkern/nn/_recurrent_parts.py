@@ -21,13 +21,6 @@ class LayerParameters(NamedTuple):
     weight_hr: Parameter | None = None
     weight_peephole: Parameter | None = None
 
-    def arrays(self) -> tuple[Array, Array, Array | None, Array | None]:
-        """The four array arguments every recurrent op starts with."""
-        weight_ih, weight_hh, bias_ih, bias_hh, _, _ = self
-        if bias_ih is None or bias_hh is None:
-            return weight_ih.data, weight_hh.data, None, None
-        return weight_ih.data, weight_hh.data, bias_ih.data, bias_hh.data
-
     def add_gradients(self, grads: Any) -> None:
         """Add the fields dweight_ih, ... of an op's gradients to the parameters."""
         self.weight_ih.add_grad(grads.dweight_ih)

@@ -8,6 +8,7 @@ are those of `seqkern.nn.RNN`, `GRU` and `LSTM`. The pullback returns `(dx, dhx)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,9 @@ class _Cell(Module):
         self.bias_hh = init.uniform(bound, rows) if bias else None
         self.weight_peephole = init.uniform(bound, 3, hidden_size) if peephole else None
 
-    def _arrays(self) -> tuple[Array, Array, Array | None, Array | None]:
-        """The parameters that every cell's op takes, in its order."""
-        bias_ih, bias_hh = self.bias_ih, self.bias_hh
-        if bias_ih is None or bias_hh is None:
-            return self.weight_ih.data, self.weight_hh.data, None, None
-        return self.weight_ih.data, self.weight_hh.data, bias_ih.data, bias_hh.data
-
-    def _options(self) -> dict[str, Any]:
-        """Keyword arguments of the op."""
-        return {"precision": self.precision}
+    def _apply(self, op: Callable[..., Any], x: Array, state: Any) -> Any:
+        """The op, plain or `_forward`, on x [N, I] and its state."""
+        raise NotImplementedError
 
     def _zero_state(self, x: Array) -> Any:
         return self._zeros(x, x.dtype)
@@ -63,8 +57,8 @@ class _Cell(Module):
     def _zeros(self, x: Array, dtype: Any) -> Array:
         return array_module(x).zeros((*x.shape[:-1], self.hidden_size), dtype=dtype)
 
-    def _each(self, state: Any, change: Any) -> Any:
-        """`change` applied to every array of a state."""
+    def _each(self, state: Any, change: Any, name: str = "hx") -> Any:
+        """`change` applied to every array of a state, or of its gradient."""
         return change(state)
 
     def _check(self, x: Array, hx: Any) -> bool:
@@ -81,12 +75,12 @@ class _Cell(Module):
         """The new state."""
         op = getattr(ops, self._op)
         if hx is not None and getattr(x, "ndim", 0) == 2:  # the loop's step: the op checks
-            return op(x, hx, *self._arrays(), **self._options())
+            return self._apply(op, x, hx)
         batched = self._check(x, hx)
         state = self._zero_state(x) if hx is None else hx
         if batched:
-            return op(x, state, *self._arrays(), **self._options())
-        state = op(x[None], self._each(state, _add_batch), *self._arrays(), **self._options())
+            return self._apply(op, x, state)
+        state = self._apply(op, x[None], self._each(state, _add_batch))
         return self._each(state, _drop_batch)
 
     def vjp(self, x: Array, hx: Any = None) -> tuple[Any, Pullback]:
@@ -102,12 +96,18 @@ class _Cell(Module):
             self.bias_hh,
             weight_peephole=self.weight_peephole,
         )
-        forward = getattr(ops, self._op + "_forward")
-        *new, saved = forward(x, state, *row.arrays(), **self._options())
+        *new, saved = self._apply(getattr(ops, self._op + "_forward"), x, state)
         result = self._group(new)
 
+        shape = (*((x.shape[0],) if batched else ()), self.hidden_size)
+
+        def check(dh: Array | None) -> Array | None:
+            if dh is not None:
+                check_shape(dh, shape, "gradient of the state")
+            return dh
+
         def pull(grad: Any) -> tuple[Array, Any]:
-            dstate = self._gradient_in(grad)
+            dstate = self._each(self._gradient_in(grad), check, "gradient")
             if not batched:
                 dstate = self._each(dstate, _add_batch)
             grads = getattr(ops, self._op + "_backward")(dstate, saved)
@@ -158,8 +158,18 @@ class RNNCell(_Cell):
         super().__init__(input_size, hidden_size, bias, precision, dtype, rng)
         self.nonlinearity = check_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
 
-    def _options(self) -> dict[str, Any]:
-        return {"nonlinearity": self.nonlinearity, "precision": self.precision}
+    def _apply(self, op: Callable[..., Any], x: Array, state: Any) -> Any:
+        bias_ih, bias_hh = self.bias_ih, self.bias_hh
+        return op(
+            x,
+            state,
+            self.weight_ih.data,
+            self.weight_hh.data,
+            None if bias_ih is None else bias_ih.data,
+            None if bias_hh is None else bias_hh.data,
+            nonlinearity=self.nonlinearity,
+            precision=self.precision,
+        )
 
 
 class GRUCell(_Cell):
@@ -182,8 +192,18 @@ class GRUCell(_Cell):
         super().__init__(input_size, hidden_size, bias, precision, dtype, rng)
         self.reset_after = bool(reset_after)
 
-    def _options(self) -> dict[str, Any]:
-        return {"reset_after": self.reset_after, "precision": self.precision}
+    def _apply(self, op: Callable[..., Any], x: Array, state: Any) -> Any:
+        bias_ih, bias_hh = self.bias_ih, self.bias_hh
+        return op(
+            x,
+            state,
+            self.weight_ih.data,
+            self.weight_hh.data,
+            None if bias_ih is None else bias_ih.data,
+            None if bias_hh is None else bias_hh.data,
+            reset_after=self.reset_after,
+            precision=self.precision,
+        )
 
 
 class LSTMCell(_Cell):
@@ -209,21 +229,27 @@ class LSTMCell(_Cell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, precision, dtype, rng, peephole)
 
-    def _options(self) -> dict[str, Any]:
-        peephole = self.weight_peephole
-        return {
-            "peephole": None if peephole is None else peephole.data,
-            "precision": self.precision,
-        }
+    def _apply(self, op: Callable[..., Any], x: Array, state: Any) -> Any:
+        bias_ih, bias_hh, peephole = self.bias_ih, self.bias_hh, self.weight_peephole
+        return op(
+            x,
+            state,
+            self.weight_ih.data,
+            self.weight_hh.data,
+            None if bias_ih is None else bias_ih.data,
+            None if bias_hh is None else bias_hh.data,
+            peephole=None if peephole is None else peephole.data,
+            precision=self.precision,
+        )
 
     def _zero_state(self, x: Array) -> Any:
         # The cell state is kept in float32 where x has fewer bits.
         wide = x.dtype if x.dtype.itemsize >= 4 else array_module(x).float32
         return self._zeros(x, x.dtype), self._zeros(x, wide)
 
-    def _each(self, state: Any, change: Any) -> Any:
+    def _each(self, state: Any, change: Any, name: str = "hx") -> Any:
         if not isinstance(state, tuple) or len(state) != 2:
-            raise TypeError(f"hx must be a tuple (h, c), got {type(state).__name__}")
+            raise TypeError(f"{name} must be a tuple (h, c), got {type(state).__name__}")
         return change(state[0]), change(state[1])
 
     def _group(self, states: list[Array]) -> Any:

@@ -19,10 +19,12 @@ Parameters start from U(-1/sqrt(H), 1/sqrt(H)). ValueError and TypeError name a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ._arrays import Array
 from ._init import check_choice
 from ._recurrent_base import RecurrentBase
 from ._recurrent_parts import LayerParameters, States
@@ -58,8 +60,28 @@ class RNN(RecurrentBase):
         )
         self.nonlinearity = check_choice(nonlinearity, "nonlinearity", ("tanh", "relu"))
 
-    def _options(self, layer: LayerParameters, state: States) -> dict[str, Any]:
-        return {"h0": state[0], "nonlinearity": self.nonlinearity}
+    def _apply(
+        self,
+        op: Callable[..., Any],
+        x: Array,
+        row: LayerParameters,
+        state: States,
+        lengths: Any,
+        reverse: bool = False,
+    ) -> Any:
+        weight_ih, weight_hh, bias_ih, bias_hh, _, _ = row
+        return op(
+            x,
+            weight_ih.data,
+            weight_hh.data,
+            None if bias_ih is None else bias_ih.data,
+            None if bias_hh is None else bias_hh.data,
+            h0=state[0],
+            nonlinearity=self.nonlinearity,
+            lengths=lengths,
+            reverse=reverse,
+            precision=self.precision,
+        )
 
 
 class GRU(RecurrentBase):
@@ -98,8 +120,28 @@ class GRU(RecurrentBase):
         )
         self.reset_after = bool(reset_after)
 
-    def _options(self, layer: LayerParameters, state: States) -> dict[str, Any]:
-        return {"h0": state[0], "reset_after": self.reset_after}
+    def _apply(
+        self,
+        op: Callable[..., Any],
+        x: Array,
+        row: LayerParameters,
+        state: States,
+        lengths: Any,
+        reverse: bool = False,
+    ) -> Any:
+        weight_ih, weight_hh, bias_ih, bias_hh, _, _ = row
+        return op(
+            x,
+            weight_ih.data,
+            weight_hh.data,
+            None if bias_ih is None else bias_ih.data,
+            None if bias_hh is None else bias_hh.data,
+            h0=state[0],
+            reset_after=self.reset_after,
+            lengths=lengths,
+            reverse=reverse,
+            precision=self.precision,
+        )
 
 
 class LSTM(RecurrentBase):
@@ -143,11 +185,27 @@ class LSTM(RecurrentBase):
             rng=rng,
         )
 
-    def _options(self, layer: LayerParameters, state: States) -> dict[str, Any]:
-        _, _, _, _, weight_hr, peephole = layer
-        return {
-            "h0": state[0],
-            "c0": state[1],
-            "weight_hr": None if weight_hr is None else weight_hr.data,
-            "peephole": None if peephole is None else peephole.data,
-        }
+    def _apply(
+        self,
+        op: Callable[..., Any],
+        x: Array,
+        row: LayerParameters,
+        state: States,
+        lengths: Any,
+        reverse: bool = False,
+    ) -> Any:
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole = row
+        return op(
+            x,
+            weight_ih.data,
+            weight_hh.data,
+            None if bias_ih is None else bias_ih.data,
+            None if bias_hh is None else bias_hh.data,
+            h0=state[0],
+            c0=state[1],
+            weight_hr=None if weight_hr is None else weight_hr.data,
+            peephole=None if peephole is None else peephole.data,
+            lengths=lengths,
+            reverse=reverse,
+            precision=self.precision,
+        )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from seqkern import _cpu
-from seqkern._dispatch import public
+from seqkern._dispatch import expect_saved, public
 
 __all__ = [
     "DropoutGradients", "DropoutSaved", "adagrad_update", "adamw_update", "dropout",
@@ -17,8 +19,9 @@ Array = Any
 
 
 class DropoutSaved(NamedTuple):
-    """p, seed and offset: the mask is drawn again, not kept."""
+    """x as given, p, seed and offset: the mask is drawn again, not kept."""
 
+    x: Array
     p: float
     seed: int
     offset: int
@@ -48,12 +51,15 @@ def dropout(x: Array, p: float, *, seed: int, offset: int = 0) -> Array:
 @public
 def dropout_forward(x: Array, p: float, *, seed: int, offset: int = 0) -> tuple[Array, DropoutSaved]:
     """`dropout`, and what `dropout_backward` needs."""
-    return dropout(x, p, seed=seed, offset=offset), DropoutSaved(p, seed, offset)
+    return dropout(x, p, seed=seed, offset=offset), DropoutSaved(x, p, seed, offset)
 
 
 @public
-def dropout_backward(dy: Array, saved: DropoutSaved) -> DropoutGradients:
-    """dx: the same mask and scale applied to dy."""
+def dropout_backward(dy: Array | None, saved: DropoutSaved) -> DropoutGradients:
+    """dx: the same mask and scale applied to dy (None = zero)."""
+    expect_saved("dropout", saved, DropoutSaved)
+    if dy is None:
+        dy = np.zeros_like(saved.x)
     return DropoutGradients(dropout(dy, saved.p, seed=saved.seed, offset=saved.offset))
 
 

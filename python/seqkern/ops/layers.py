@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqkern import _cpu
-from seqkern._dispatch import public
+from seqkern._dispatch import expect_saved, public
 from seqkern._precision import check_precision
 
 __all__ = [
@@ -59,8 +59,11 @@ def linear_forward(
 
 
 @public
-def linear_backward(dy: Array, saved: LinearSaved) -> LinearGradients:
-    """Gradients of `linear` from dy ``[..., O]``: dx = dy W, dW = dyᵀ x, db = Σ dy."""
+def linear_backward(dy: Array | None, saved: LinearSaved) -> LinearGradients:
+    """Gradients of `linear` from dy ``[..., O]`` (None = zero): dx = dy W, dW = dyᵀ x, db = Σ dy."""
+    expect_saved("linear", saved, LinearSaved)
+    if dy is None:
+        dy = np.zeros((*saved.x.shape[:-1], saved.weight.shape[0]), saved.x.dtype)
     return LinearGradients(*_cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None))
 
 
@@ -107,8 +110,11 @@ def embedding_forward(
 
 
 @public
-def embedding_backward(dy: Array, saved: EmbeddingSaved) -> EmbeddingGradients:
-    """The gradient of the weight: dy ``[..., E]`` added up row by row, in the order of the ids."""
+def embedding_backward(dy: Array | None, saved: EmbeddingSaved) -> EmbeddingGradients:
+    """The gradient of the weight: dy ``[..., E]`` (None = zero) added up row by row, in the order of the ids."""
+    expect_saved("embedding", saved, EmbeddingSaved)
+    if dy is None:
+        dy = np.zeros((*saved.ids.shape, saved.weight.shape[1]), saved.weight.dtype)
     padding = _padding(saved.weight, saved.padding_idx)
     rows, width = saved.weight.shape
     return EmbeddingGradients(
@@ -143,8 +149,11 @@ def _softmax(x: Array, dim: int, log: bool) -> Array:
     return y if dim in (-1, y.ndim - 1) else np.ascontiguousarray(np.moveaxis(y, -1, dim))
 
 
-def _softmax_gradient(dy: Array, saved: SoftmaxSaved, log: bool) -> SoftmaxGradients:
+def _softmax_gradient(dy: Array | None, saved: SoftmaxSaved, log: bool) -> SoftmaxGradients:
     op = "log_softmax" if log else "softmax"
+    expect_saved(op, saved, SoftmaxSaved)
+    if dy is None:
+        dy = np.zeros_like(saved.y)
     dx = _cpu.softmax_backward(_last(dy, saved.dim, op), _last(saved.y, saved.dim, op), log)
     if saved.dim not in (-1, dx.ndim - 1):
         dx = np.ascontiguousarray(np.moveaxis(dx, -1, saved.dim))
@@ -165,7 +174,7 @@ def softmax_forward(x: Array, dim: int = -1) -> tuple[Array, SoftmaxSaved]:
 
 
 @public
-def softmax_backward(dy: Array, saved: SoftmaxSaved) -> SoftmaxGradients:
+def softmax_backward(dy: Array | None, saved: SoftmaxSaved) -> SoftmaxGradients:
     """dx = y (dy - Σ dy y)."""
     return _softmax_gradient(dy, saved, False)
 
@@ -184,7 +193,7 @@ def log_softmax_forward(x: Array, dim: int = -1) -> tuple[Array, SoftmaxSaved]:
 
 
 @public
-def log_softmax_backward(dy: Array, saved: SoftmaxSaved) -> SoftmaxGradients:
+def log_softmax_backward(dy: Array | None, saved: SoftmaxSaved) -> SoftmaxGradients:
     """dx = dy - exp(y) Σ dy."""
     return _softmax_gradient(dy, saved, True)
 
@@ -249,9 +258,12 @@ def _count(target: Array, ignore_index: int, reduction: str) -> int:
 
 
 @public
-def cross_entropy_backward(dloss: Array | float, saved: CrossEntropySaved) -> CrossEntropyGradients:
+def cross_entropy_backward(dloss: Array | float | None, saved: CrossEntropySaved) -> CrossEntropyGradients:
     """dlogits = (softmax - target) · dloss, over the count for "mean". dloss: a scalar, or ``[...]`` for "none"."""
     s = saved
+    expect_saved("cross_entropy", s, CrossEntropySaved)
+    if dloss is None:
+        dloss = np.zeros(s.lse.shape if s.reduction == "none" else ())
     scale = np.asarray(dloss, s.lse.dtype)
     if s.reduction != "none":
         if scale.ndim:

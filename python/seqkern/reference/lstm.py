@@ -91,7 +91,7 @@ def lstm_forward(
     cells = np.zeros((seq_len, batch, hidden_size), dtype)
     for t in time_steps(seq_len, reverse):
         live = live_rows(lengths, t)
-        (h_new, c_new), step = lstm_cell_forward(
+        h_new, c_new, step = lstm_cell_forward(
             inputs[t], (h, c), *parameters, weight_hr=w_hr, peephole=peep
         )
         y[t], cells[t] = np.where(live, h_new, 0), np.where(live, c_new, 0)

@@ -19,7 +19,7 @@ Sak et al. 2014. Names and gate order as in `torch.nn.LSTMCell`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,8 +78,8 @@ def lstm_cell_forward(
     weight_hr: Array | None = None,
     peephole: Array | None = None,
     precision: str | None = None,
-) -> tuple[tuple[Array, Array], LSTMCellSaved]:
-    """As `lstm_cell`, and what `lstm_cell_backward` needs: (h, c), saved."""
+) -> tuple[Array, Array, LSTMCellSaved]:
+    """As `lstm_cell`, and what `lstm_cell_backward` needs: h, c, saved."""
     dtype = compute_dtype(x)
     h, c = widen_all(dtype, *state)
     a = affine(widen(x, dtype), widen(weight_ih, dtype), widen(bias_ih, dtype))
@@ -109,7 +109,7 @@ def lstm_cell_forward(
         c_new=c_new,
         precision=precision,
     )
-    return (narrow(h_new, x), c_new), saved
+    return narrow(h_new, x), c_new, saved
 
 
 def lstm_cell(
@@ -138,18 +138,20 @@ def lstm_cell(
         weight_hr=weight_hr,
         peephole=peephole,
         precision=precision,
-    )[0]
+    )[:2]
 
 
-def lstm_cell_backward(
-    dstate: tuple[Array | None, Array | None] | None, saved: LSTMCellSaved
-) -> LSTMCellGradients:
-    """Gradients of one step from (dh `[N, P]`, dc `[N, H]`), those of its new state."""
+def lstm_cell_backward(dh: Any, dc: Any, saved: LSTMCellSaved | None = None) -> LSTMCellGradients:
+    """Gradients of one step from dh `[N, P]` and dc `[N, H]`, those of its new state.
+
+    Also called as `lstm_cell_backward((dh, dc), saved)`.
+    """
+    if saved is None:
+        (dh, dc), saved = dh or (None, None), dc
     dtype = compute_dtype(saved.x)
     x, h, c = widen_all(dtype, saved.x, saved.h, saved.c)
     weight_ih, weight_hh = widen_all(dtype, saved.weight_ih, saved.weight_hh)
     i, f, g, o = np.split(saved.gates, 4, axis=1)
-    dh, dc = dstate if dstate is not None else (None, None)
     dh, dc = or_zeros(dh, h.shape, dtype), or_zeros(dc, c.shape, dtype)
     tanh_c = np.tanh(saved.c_new)
 

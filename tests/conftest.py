@@ -1,0 +1,132 @@
+"""Fixtures of the kernel tests: backend x ISA x dtype, and the one source of tolerances.
+
+`ops` is the functional API with the ISA under test switched on. Long sweeps are marked `slow`,
+tests that ask torch for a second opinion `torch`, tests of a GPU `gpu`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `support`, under every import mode
+pytest.register_assert_rewrite("support")
+
+from support import tolerance as tolerances  # noqa: E402 - needs the path above
+from support.cases import DTYPES, DTypes  # noqa: E402
+
+BACKENDS = ("cpu",)
+
+
+def isa_names() -> list[str]:
+    """The ISAs to test: all this machine has, or the one SEQKERN_ISA caps the process to."""
+    from seqkern import _cpu
+
+    return [_cpu.active_isa()] if os.environ.get("SEQKERN_ISA") else list(_cpu.available_isas())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `case` and `variant` what the test's class lists, and `isa` what the machine has."""
+    for name in ("case", "variant", "torch_variant"):
+        values = getattr(metafunc.cls, f"{name}s", None)
+        if values is not None and name in metafunc.fixturenames:
+            metafunc.parametrize(name, values, ids=str)
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", isa_names(), indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long sweeps out unless a marker expression names them, as `-m slow` does."""
+    if "slow" in config.getoption("-m"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return None if "slow" in config.getoption("-m") else "long sweeps: left out, see -m slow"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch, the second oracle, is not installed")
+    if item.get_closest_marker("gpu"):
+        pytest.skip("no GPU backend is built")
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each ISA of this machine in turn, switched on in this process and put back afterwards."""
+    from seqkern import _cpu
+
+    before = _cpu.active_isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def ops(backend: str, isa: str) -> ModuleType:
+    """The functional API, `seqkern`, running on one backend and one ISA."""
+    import seqkern
+
+    return seqkern
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtypes: dtypes.name)
+def dtype(request: pytest.FixtureRequest) -> DTypes:
+    """float32, float64, bfloat16 throughout, and float32 with bfloat16 weights."""
+    return DTypes._make(request.param)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator of its own for every test, the same in every run."""
+    return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back after a test that changes it."""
+    import seqkern
+
+    before = seqkern.get_num_threads()
+    yield
+    seqkern.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> ModuleType:
+    """The one source of tolerances: all are derived here, none is tuned.
+
+    Every comparison is with the NumPy reference in float64 on the already rounded inputs. u is the
+    unit roundoff of the arithmetic (2^-24, or 2^-53 for float64), u_out that of a bfloat16 result
+    (2^-8), gamma_K = K·u / (1 - K·u), and p the relative error of one product of the precision
+    mode: 0 for highest, 3·2^-18 for high, 2^-8 for medium.
+
+    - One product of K terms: |y - ref| <= (p + gamma_K)·Σ|a||b| + u_out·|y| (`product`).
+    - An elementwise function: 4 ulp, that is 8u·|f| (`ulp_error` measures it).
+    - A recurrent step: a product of K = I + H + 2 terms per gate; its error times the steepest
+      slope of the activation within that error, plus 4 ulp; u for each elementwise operation; u_out
+      for a state stored in bfloat16.
+    - T steps, and the gradients: the same rules applied along the whole computation
+      (`support.running_error`). The error a step inherits is multiplied by |weight_hh| and the
+      slopes it really meets, so a contracting network keeps a bound that does not grow with T.
+    - Softmax and cross-entropy likewise (`Softmax`, `CrossEntropy`).
+    - To every bound: twice for float64, where the reference rounds just as much, and 64 times the
+      smallest normal number for what may underflow.
+    """
+    return tolerances

@@ -1,0 +1,64 @@
+"""Runs every function with every array next to an unmapped page; see test_memory.
+
+usage: guard_worker.py ISA end|start [plant]
+`plant` reads one element past an array first: the test of the test.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import seqkern
+from seqkern import _cpu
+from support.calls import CELLS, LAYERS, PLAIN, Call, cell_calls, plain_calls, recurrent_calls
+from support.cases import DTYPES
+from support.guard import GuardedAllocator
+
+SIZES = [(1, 1, 1), (3, 2, 5), (5, 16, 15), (2, 17, 33), (14, 7, 31), (33, 3, 9)]  # N, I, H
+
+
+def calls() -> list[Call]:
+    found = []
+    for dtypes in DTYPES:
+        for n, i, h in SIZES:
+            for case in LAYERS:
+                sized = replace(case, N=n, I=i, H=h, P=case.P and max(1, h - 2))
+                found += recurrent_calls(sized, dtypes)
+                found += recurrent_calls(replace(sized, reverse=True, biases=()), dtypes)
+                if h >= 31:
+                    for precision in ("high", "medium"):
+                        found += recurrent_calls(replace(sized, precision=precision), dtypes)
+            for case in CELLS:
+                sized = replace(case, N=n, I=i, H=h, P=case.P and max(1, h - 2))
+                found += cell_calls(sized, dtypes)
+        if dtypes.name != "bfloat16_weights":
+            found += [call for op in PLAIN for call in plain_calls(op, dtypes)]
+    return found
+
+
+def main(isa: str, side: str, plant: bool) -> None:
+    GuardedAllocator(end=side == "end").install()
+    _cpu.set_isa(isa)
+    if plant:
+        array = np.zeros(3, np.float32)
+        offset = 12 if side == "end" else -4
+        ctypes.c_float.from_address(array.ctypes.data + offset).value  # noqa: B018
+        return
+    for call in calls():
+        call.invoke(seqkern, dict(call.arrays()))
+    for size in range(40):
+        for name in ("exp", "tanh", "sigmoid", "round_bf16"):
+            _cpu.math_eval(name, np.zeros(size, np.float32))
+    print("done", flush=True)
+    os._exit(0)  # the handler's callbacks are Python and must not run once Python is torn down
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], "plant" in sys.argv)

@@ -1,0 +1,204 @@
+"""Every example runs, at a tiny size; an interrupted training resumes to the bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import seqkern
+from safetensors.numpy import load_file
+from seqkern import models, optim
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
+TINY = ["--hidden", "8", "--batch", "4", "--every", "3", "--plot", ""]
+
+
+def command(name: str, *args: str) -> list[str]:
+    return [sys.executable, str(EXAMPLES / name), *args]
+
+
+def environment() -> dict[str, str]:
+    """The child finds the same seqkern as this process."""
+    package = Path(seqkern.__file__).resolve().parents[1]
+    return os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+
+def run(folder: Path, name: str, *args: str) -> str:
+    done = subprocess.run(
+        command(name, *args), cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["char_rnn.py", "digits_rows.py", "forecast.py", "draw_from_vector.py"]
+)
+def test_help(name: str, tmp_path: Path) -> None:
+    assert "--checkpoint FILE" in run(tmp_path, name, "--help")
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_char_rnn_trains_and_samples(cell: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    sizes = [*TINY, "--cell", cell, "--layers", "2", "--seq-len", "10"]
+    out = run(tmp_path, "char_rnn.py", "--text", "text.txt", "--steps", "6", *sizes)
+    assert "6 steps, 240 characters" in out and "nats per character" in out
+    written = run(tmp_path, "char_rnn.py", "--sample", "30", "--temperature", "0.5")
+    assert len(written) == 31 and set(written) <= set(TEXT)
+    assert written == run(tmp_path, "char_rnn.py", "--sample", "30", "--temperature", "0.5")
+
+
+def test_char_rnn_default_text_and_time_limit(tmp_path: Path) -> None:
+    out = run(
+        tmp_path, "char_rnn.py", *TINY, "--every", "1000", "--minutes", "0.001", "--embedding", "0"
+    )
+    assert "nats per character" in out
+
+
+def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib draws the loss curve")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    run(tmp_path, "char_rnn.py", "--text", "text.txt", "--steps", "4", *TINY, "--plot", "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("digits_rows.py", "held-out accuracy"),
+        ("forecast.py", "noise alone"),
+        ("draw_from_vector.py", "of a variance of"),
+    ],
+)
+def test_the_others_run(name: str, says: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib draws the loss curve")
+    if name == "digits_rows.py":
+        pytest.importorskip("sklearn", reason="scikit-learn has the digits")
+    sizes = [*TINY, "--steps", "4", "--plot", "curve.png", "--checkpoint", "run.safetensors"]
+    out = run(tmp_path, name, *sizes)
+    assert says in out
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    if name == "forecast.py":
+        assert says in run(tmp_path, name, *sizes, "--resume")
+
+
+def test_bad_resumes_say_why(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    run(tmp_path, "char_rnn.py", "--text", "text.txt", "--steps", "1", *TINY)
+    for args, says in (
+        (["--lr", "1.0"], "other settings: ['lr']"),
+        (["--checkpoint", "none.safetensors"], "there is no checkpoint at none.safetensors"),
+    ):
+        done = subprocess.run(
+            command("char_rnn.py", "--text", "text.txt", "--resume", *TINY, *args),
+            cwd=tmp_path, env=environment(), capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1 and says in done.stderr
+
+
+# --- resuming ---------------------------------------------------------------------------------
+
+
+def test_char_rnn_resumes_to_the_bit_after_ctrl_c(tmp_path: Path) -> None:
+    """Whenever the signal comes, the resumed run ends with the bits of the undisturbed one."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    args = [
+        "--text",
+        "text.txt",
+        "--steps",
+        "200",
+        "--layers",
+        "2",
+        "--dropout",
+        "0.4",
+        *TINY,
+        "--every",
+        "50",
+    ]
+    run(tmp_path, "char_rnn.py", *args, "--checkpoint", "whole.safetensors")
+
+    halves = tmp_path / "halves.safetensors"
+    child = subprocess.Popen(
+        command("char_rnn.py", *args, "--checkpoint", halves.name),
+        cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not halves.exists() and child.poll() is None:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=60) == 0
+    run(tmp_path, "char_rnn.py", *args, "--checkpoint", halves.name, "--resume")
+
+    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(halves)
+    assert set(whole) == set(resumed)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
+
+
+class CrashError(Exception):
+    pass
+
+
+def load_training() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_training", EXAMPLES / "_training.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["_training"] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "AdamW"])
+def test_training_resumes_to_the_bit_after_a_crash(optimizer: str, tmp_path: Path) -> None:
+    """A crash in step 7 falls back to the checkpoint of step 6; SIGINT in step 9 keeps step 9."""
+    tool = load_training()
+    text = np.random.default_rng(0).integers(0, 5, (3, 200))
+
+    def train(path: Path, disturbances: dict[int, Any]) -> Any:
+        args = tool.parser("", steps=12).parse_args(["--every", "3", "--checkpoint", str(path)])
+        args.resume = path.exists()
+        seqkern.manual_seed(1)
+        config = models.RNNLMConfig(5, 4, 6, num_layers=2, dropout=0.5)
+        model = models.RNNLM(config)
+        options = {"momentum": 0.9} if optimizer == "SGD" else {}
+        made = getattr(optim, optimizer)(model.named_parameters(), **options)
+        training = tool.Training(model, made, {"lr": args.lr}, path)
+
+        def compute(step: int) -> float:
+            if step in disturbances:
+                disturbances.pop(step)()
+            hx = (training.carry["h"], training.carry["c"]) if training.carry else None
+            window = text[:, step * 10 : step * 10 + 11]
+            loss, (h, c) = model.loss_and_grads(window[:, :-1], window[:, 1:], hx)
+            training.carry = {"h": h, "c": c}
+            return loss
+
+        training.run(args, compute, evaluate=lambda: float(model(text).logits.max()))
+        return training
+
+    def crash() -> None:
+        raise CrashError
+
+    whole = train(tmp_path / "whole", {})
+    path = tmp_path / "halves"
+    with pytest.raises(CrashError):
+        train(path, {7: crash})
+    stopped = train(path, {8: lambda: os.kill(os.getpid(), signal.SIGINT)})
+    assert stopped.step == 9
+    resumed = train(path, {})
+    assert resumed.step == 12
+    assert resumed.history == whole.history
+    for name, value in whole.model.state_dict().items():
+        np.testing.assert_array_equal(value, resumed.model.state_dict()[name], err_msg=name)
+    for name, value in whole.optimizer.state_dict().items():
+        np.testing.assert_array_equal(value, resumed.optimizer.state_dict()[name], err_msg=name)
