@@ -27,8 +27,8 @@ struct RecurrentInputs {
   DType dtype = DType::f32, weight_dtype = DType::f32;
   index_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0, proj_size = 0;
   bool reverse = false;
-  bool relu = false;         // RNN
-  bool reset_after = true;   // GRU
+  bool relu = false;        // RNN
+  bool reset_after = true;  // GRU
   const index_t* lengths = nullptr;
   const void *x = nullptr, *weight_ih = nullptr, *weight_hh = nullptr, *weight_hr = nullptr;
   const void *bias_ih = nullptr, *bias_hh = nullptr, *peephole = nullptr;
@@ -39,9 +39,9 @@ struct RecurrentInputs {
 
 struct RecurrentForward : RecurrentInputs {
   void *y = nullptr, *h_n = nullptr, *c_n = nullptr;  // y optional: a cell needs h_n alone
-  void* gates = nullptr;     // [T, N, G*H] after activation; optional
-  void* cells = nullptr;     // LSTM [T, N, H]; optional
-  void* hidden_n = nullptr;  // GRU, reset_after: h W_hn' + b_hn, [T, N, H]; optional
+  void* gates = nullptr;                              // [T, N, G*H] after activation; optional
+  void* cells = nullptr;                              // LSTM [T, N, H]; optional
+  void* hidden_n = nullptr;                           // GRU, reset_after: h W_hn' + b_hn, [T, N, H]; optional
 };
 
 // Activation gradients are written; every weight gradient is written too (the layer above adds them up).

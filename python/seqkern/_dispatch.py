@@ -32,14 +32,6 @@ def public(op: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def expect_saved(op: str, saved: Any, kind: type) -> None:
-    """TypeError unless `saved` is what the forward pass returned."""
-    if not isinstance(saved, kind):
-        raise TypeError(
-            f"{op}: saved must be the {kind.__name__} that {op}_forward returned, got {type(saved).__name__}"
-        )
-
-
 def library_of(value: Any) -> str | None:
     """"torch" or "cupy" for an array of that library, None for anything else."""
     root = type(value).__module__.partition(".")[0]

@@ -176,8 +176,6 @@ py::array empty(const py::dtype& dtype, const std::vector<index_t>& shape) {
   return py::array(dtype, shape);
 }
 
-py::dtype numpy_dtype(DType dtype) {
-  return dtype == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
-}
+py::dtype numpy_dtype(DType dtype) { return dtype == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>(); }
 
 }  // namespace seqkern

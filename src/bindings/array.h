@@ -45,9 +45,9 @@ class Array {
   // The accumulator of this type, or bf16 where `or_bf16`, then widened to f32: biases, peepholes and cell states.
   void expect_accumulator(DType dtype, bool or_bf16) const;
 
-  const void* data();                       // null when absent
-  const void* accumulator_data();           // as f32 or f64
-  void* writable();                         // must be contiguous, aligned and writable
+  const void* data();              // null when absent
+  const void* accumulator_data();  // as f32 or f64
+  void* writable();                // must be contiguous, aligned and writable
   const py::array& array() const { return array_; }
 
  private:
@@ -69,7 +69,8 @@ class Integers {
   Integers() = default;
   Integers(const char* op, const char* name, py::handle object, bool optional = false);
   void expect(std::initializer_list<Dim> dims) const;
-  void expect_between(index_t low, index_t high, index_t also = -1) ;
+  void expect_between(index_t low, index_t high) { expect_between(low, high, low); }
+  void expect_between(index_t low, index_t high, index_t also);
   int rank() const { return int(array_.ndim()); }
   index_t count() const { return array_.size(); }
   const py::array& array() const { return array_; }

@@ -6,18 +6,31 @@
 namespace seqkern {
 namespace {
 
-py::array dropout(py::handle x_, double p, std::uint64_t seed, std::uint64_t offset) {
-  Array x("dropout", "x", x_);
+py::array dropout(py::handle x_, double p, std::uint64_t seed, std::uint64_t offset, const char* name) {
+  Array x("dropout", name, x_);
   py::array y = empty(x.numpy_dtype(), std::vector<index_t>(x.array().shape(), x.array().shape() + x.array().ndim()));
   call(cpu::dropout, Dropout{x.dtype(), x.array().size(), p, seed, offset, x.data(), y.mutable_data()});
   return y;
+}
+
+// The mask of x on its gradient.
+py::array dropout_backward(py::handle dy_, py::handle x_, double p, std::uint64_t seed, std::uint64_t offset) {
+  Array x("dropout", "x", x_), dy("dropout", "dy", dy_);
+  std::vector<index_t> want(x.array().shape(), x.array().shape() + x.rank()),
+      got(dy.array().shape(), dy.array().shape() + dy.rank());
+  if (want != got)
+    throw py::value_error("dropout: dy must have the shape of x, " + shape_text(want.data(), x.rank()) + ", got " +
+                          shape_text(got.data(), dy.rank()));
+  dy.expect_dtype(x.dtype());
+  return dropout(dy_, p, seed, offset, "dy");
 }
 
 // A parameter updated in place, its gradient, and the optimiser's state of the same shape.
 struct Update {
   Array param, grad;
   const char* op;
-  Update(const char* op_, py::handle param_, py::handle grad_) : param(op_, "param", param_), grad(op_, "grad", grad_), op(op_) {
+  Update(const char* op_, py::handle param_, py::handle grad_)
+      : param(op_, "param", param_), grad(op_, "grad", grad_), op(op_) {
     grad.expect_accumulator(param.dtype(), param.dtype() == DType::bf16);
     same_shape("grad", grad);
   }
@@ -25,8 +38,8 @@ struct Update {
     const py::array &want = param.array(), &got = a.array();
     if (want.ndim() == got.ndim() && std::equal(want.shape(), want.shape() + want.ndim(), got.shape())) return;
     std::vector<index_t> w(want.shape(), want.shape() + want.ndim()), g(got.shape(), got.shape() + got.ndim());
-    throw py::value_error(std::string(op) + ": " + name + " must have the shape of param, " + shape_text(w.data(), int(w.size())) +
-                          ", got " + shape_text(g.data(), int(g.size())));
+    throw py::value_error(std::string(op) + ": " + name + " must have the shape of param, " +
+                          shape_text(w.data(), int(w.size())) + ", got " + shape_text(g.data(), int(g.size())));
   }
   void* state(const char* name, py::handle object, Array& keep, bool optional = false) const {
     keep = Array(op, name, object, optional);
@@ -51,8 +64,8 @@ void adagrad(py::handle param, py::handle grad, py::handle sum, double lr, doubl
   Update u("adagrad_update", param, grad);
   Array s;
   void* state = u.state("sum", sum, s);
-  call(cpu::adagrad_update,
-       AdagradUpdate{u.param.dtype(), u.count(), lr, eps, weight_decay, u.param.writable(), u.grad.accumulator_data(), state});
+  call(cpu::adagrad_update, AdagradUpdate{u.param.dtype(), u.count(), lr, eps, weight_decay, u.param.writable(),
+                                          u.grad.accumulator_data(), state});
 }
 
 void adamw(py::handle param, py::handle grad, py::handle exp_avg, py::handle exp_avg_sq, index_t step, double lr,
@@ -67,7 +80,10 @@ void adamw(py::handle param, py::handle grad, py::handle exp_avg, py::handle exp
 }  // namespace
 
 void register_elementwise(py::module_& m) {
-  m.def("dropout", dropout);
+  m.def("dropout", [](py::handle x, double p, std::uint64_t seed, std::uint64_t offset) {
+    return dropout(x, p, seed, offset, "x");
+  });
+  m.def("dropout_backward", dropout_backward);
   m.def("sgd_update", sgd);
   m.def("adagrad_update", adagrad);
   m.def("adamw_update", adamw);

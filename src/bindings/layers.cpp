@@ -21,8 +21,8 @@ std::vector<index_t> check_linear(const char* op, Array& x, Array& weight) {
   weight.expect_rank(2, "[out_features, in_features]");
   auto lead = shape_of(x.array());
   if (lead.empty() || lead.back() != weight.size(1))
-    bad(std::string(op) + ": x must be [..., in_features] with in_features = " + std::to_string(weight.size(1)) + ", got " +
-        shape_text(lead.data(), int(lead.size())));
+    bad(std::string(op) + ": x must be [..., in_features] with in_features = " + std::to_string(weight.size(1)) +
+        ", got " + shape_text(lead.data(), int(lead.size())));
   if (!(x.dtype() == DType::f32 && weight.dtype() == DType::bf16)) weight.expect_dtype(x.dtype());
   lead.pop_back();
   return lead;
@@ -37,8 +37,8 @@ py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_) {
   auto shape = lead;
   shape.push_back(weight.size(0));
   py::array y = empty(x.numpy_dtype(), shape);
-  LinearForward p{x.dtype(), weight.dtype(), product(lead), weight.size(1), weight.size(0), x.data(), weight.data(),
-                  bias.accumulator_data(), y.mutable_data()};
+  LinearForward p{x.dtype(), weight.dtype(), product(lead),           weight.size(1),  weight.size(0),
+                  x.data(),  weight.data(),  bias.accumulator_data(), y.mutable_data()};
   call(cpu::linear_forward, p);
   return y;
 }
@@ -51,13 +51,14 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, boo
   shape.push_back(weight.size(0));
   auto got = shape_of(dy.array());
   if (got != shape)
-    bad("linear: dy must be " + shape_text(shape.data(), int(shape.size())) + ", got " + shape_text(got.data(), int(got.size())));
+    bad("linear: dy must be " + shape_text(shape.data(), int(shape.size())) + ", got " +
+        shape_text(got.data(), int(got.size())));
   dy.expect_dtype(x.dtype());
   py::dtype type = numpy_dtype(accumulator(x.dtype()));
   py::array dx = empty(x.numpy_dtype(), shape_of(x.array())), dweight = empty(type, {weight.size(0), weight.size(1)});
   py::object dbias = py::none();
-  LinearBackward p{x.dtype(), weight.dtype(), product(lead), weight.size(1), weight.size(0), x.data(), weight.data(),
-                   dy.data(), dx.mutable_data(), dweight.mutable_data()};
+  LinearBackward p{x.dtype(), weight.dtype(), product(lead), weight.size(1),    weight.size(0),
+                   x.data(),  weight.data(),  dy.data(),     dx.mutable_data(), dweight.mutable_data()};
   if (with_bias) {
     py::array b = empty(type, {weight.size(0)});
     p.dbias = b.mutable_data();
@@ -76,19 +77,23 @@ py::array embedding_forward(py::handle ids_, py::handle weight_) {
   shape.push_back(weight.size(1));
   ids.expect_between(0, weight.size(0) - 1);
   py::array y = empty(weight.numpy_dtype(), shape);
-  call(cpu::embedding_forward, EmbeddingForward{ids.count(), weight.size(1) * index_t(weight.array().itemsize()), ids.data(),
-                                                weight.data(), y.mutable_data()});
+  call(cpu::embedding_forward, EmbeddingForward{ids.count(), weight.size(1) * index_t(weight.array().itemsize()),
+                                                ids.data(), weight.data(), y.mutable_data()});
   return y;
 }
 
-py::array embedding_backward(py::handle dy_, py::handle ids_, index_t rows, index_t width, index_t padding) {
+py::array embedding_backward(py::handle dy_, py::handle ids_, py::handle weight_, index_t padding) {
   const char* op = "embedding";
-  Array dy(op, "dy", dy_);
+  Array dy(op, "dy", dy_), weight(op, "weight", weight_);
   Integers ids(op, "ids", ids_);
+  weight.expect_rank(2, "[num_embeddings, embedding_dim]");
+  dy.expect_dtype(weight.dtype());
+  index_t rows = weight.size(0), width = weight.size(1);
   auto shape = shape_of(ids.array()), got = shape_of(dy.array());
   shape.push_back(width);
   if (got != shape)
-    bad("embedding: dy must be " + shape_text(shape.data(), int(shape.size())) + ", got " + shape_text(got.data(), int(got.size())));
+    bad("embedding: dy must be " + shape_text(shape.data(), int(shape.size())) + ", got " +
+        shape_text(got.data(), int(got.size())));
   ids.expect_between(0, rows - 1);
   py::array dweight = empty(numpy_dtype(accumulator(dy.dtype())), {rows, width});
   call(cpu::embedding_backward,
@@ -120,11 +125,13 @@ py::array softmax_backward(py::handle dy_, py::handle y_, bool log) {
   Array y(op, "y", y_), dy(op, "dy", dy_);
   auto want = shape_of(y.array()), got = shape_of(dy.array());
   if (want != got)
-    bad(std::string(op) + ": dy must be " + shape_text(want.data(), int(want.size())) + ", got " + shape_text(got.data(), int(got.size())));
+    bad(std::string(op) + ": dy must be " + shape_text(want.data(), int(want.size())) + ", got " +
+        shape_text(got.data(), int(got.size())));
   dy.expect_dtype(y.dtype());
   Rows r(op, "y", y.array());
   py::array dx = empty(y.numpy_dtype(), want);
-  call(cpu::softmax_backward, SoftmaxBackward{y.dtype(), r.rows, r.columns, log, y.data(), dy.data(), dx.mutable_data()});
+  call(cpu::softmax_backward,
+       SoftmaxBackward{y.dtype(), r.rows, r.columns, log, y.data(), dy.data(), dx.mutable_data()});
   return dx;
 }
 
@@ -139,8 +146,8 @@ struct Classes {
     auto want = shape_of(logits.array()), got = shape_of(target.array());
     want.pop_back();
     if (want != got)
-      bad("cross_entropy: target must be " + shape_text(want.data(), int(want.size())) + ", the shape of logits without its last axis, got " +
-          shape_text(got.data(), int(got.size())));
+      bad("cross_entropy: target must be " + shape_text(want.data(), int(want.size())) +
+          ", the shape of logits without its last axis, got " + shape_text(got.data(), int(got.size())));
     if (r.columns < 1) bad("cross_entropy: logits must have at least one class, got 0");
     target.expect_between(0, r.columns - 1, ignore);
   }
@@ -151,20 +158,22 @@ py::tuple cross_entropy_forward(py::handle logits, py::handle target, index_t ig
   Classes c(logits, target, ignore);
   py::dtype type = numpy_dtype(accumulator(c.logits.dtype()));
   py::array loss = empty(type, shape_of(c.target.array())), lse = empty(type, shape_of(c.target.array()));
-  call(cpu::cross_entropy_forward, CrossEntropyForward{c.logits.dtype(), c.r.rows, c.r.columns, ignore, smoothing, c.logits.data(),
-                                                       c.target.data(), loss.mutable_data(), lse.mutable_data()});
+  call(cpu::cross_entropy_forward,
+       CrossEntropyForward{c.logits.dtype(), c.r.rows, c.r.columns, ignore, smoothing, c.logits.data(), c.target.data(),
+                           loss.mutable_data(), lse.mutable_data()});
   return py::make_tuple(loss, lse);
 }
 
-py::array cross_entropy_backward(py::handle scale_, py::handle logits, py::handle target, py::handle lse_, index_t ignore,
-                                 double smoothing) {
+py::array cross_entropy_backward(py::handle scale_, py::handle logits, py::handle target, py::handle lse_,
+                                 index_t ignore, double smoothing) {
   Classes c(logits, target, ignore);
   Array lse("cross_entropy", "lse", lse_), scale("cross_entropy", "dloss", scale_);
   auto want = shape_of(c.target.array());
   for (auto a : {&lse, &scale}) {
     auto got = shape_of(a->array());
     if (got != want)
-      bad("cross_entropy: dloss must be " + shape_text(want.data(), int(want.size())) + ", got " + shape_text(got.data(), int(got.size())));
+      bad(std::string("cross_entropy: ") + (a == &lse ? "lse" : "dloss") + " must be " +
+          shape_text(want.data(), int(want.size())) + ", got " + shape_text(got.data(), int(got.size())));
     a->expect_dtype(accumulator(c.logits.dtype()));
   }
   py::array dlogits = empty(c.logits.numpy_dtype(), shape_of(c.logits.array()));

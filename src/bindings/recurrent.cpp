@@ -33,7 +33,9 @@ struct Layer {
         weight_hr(op, "weight_hr", w_hr, true),
         peephole(op, "peephole", p, true),
         lengths(op, "lengths", l, true),
-        gates(kind == Kind::rnn ? 1 : kind == Kind::lstm ? 4 : 3) {
+        gates(kind == Kind::rnn    ? 1
+              : kind == Kind::lstm ? 4
+                                   : 3) {
     x.expect_rank(cell ? 2 : 3, cell ? "[batch, input_size]" : "[seq_len, batch, input_size]");
     T = cell ? 1 : x.size(0);
     N = x.size(cell ? 0 : 1);
@@ -41,14 +43,17 @@ struct Layer {
     weight_ih.expect_rank(2, layout_ih());
     H = weight_ih.size(0) / gates;
     if (H < 1 || H * gates != weight_ih.size(0))
-      throw py::value_error(std::string(op) + ": weight_ih must be " + layout_ih() + " with a hidden_size of at least 1, got " +
-                            std::to_string(weight_ih.size(0)) + " rows");
+      throw py::value_error(std::string(op) + ": weight_ih must be " + layout_ih() +
+                            " with a hidden_size of at least 1, got " + std::to_string(weight_ih.size(0)) + " rows");
     weight_ih.expect({{rows_name(), gates * H}, {"input_size", I}});
     S = H;
     if (weight_hr) {
       weight_hr.expect_rank(2, "[proj_size, hidden_size]");
       S = weight_hr.size(0);
-      if (S < 1) throw py::value_error(std::string(op) + ": weight_hr must be [proj_size, hidden_size] with a proj_size of at least 1, got 0 rows");
+      if (S < 1)
+        throw py::value_error(
+            std::string(op) +
+            ": weight_hr must be [proj_size, hidden_size] with a proj_size of at least 1, got 0 rows");
       weight_hr.expect({{"proj_size", S}, {"hidden_size", H}});
     }
     const char* state_name = weight_hr ? "proj_size" : "hidden_size";
@@ -68,9 +73,13 @@ struct Layer {
     lengths.expect_between(0, T);
   }
 
-  const char* rows_name() const { return kind == Kind::rnn ? "hidden_size" : kind == Kind::lstm ? "4*hidden_size" : "3*hidden_size"; }
+  const char* rows_name() const {
+    return kind == Kind::rnn ? "hidden_size" : kind == Kind::lstm ? "4*hidden_size" : "3*hidden_size";
+  }
   const char* layout_ih() const {
-    return kind == Kind::rnn ? "[hidden_size, input_size]" : kind == Kind::lstm ? "[4*hidden_size, input_size]" : "[3*hidden_size, input_size]";
+    return kind == Kind::rnn    ? "[hidden_size, input_size]"
+           : kind == Kind::lstm ? "[4*hidden_size, input_size]"
+                                : "[3*hidden_size, input_size]";
   }
 
   template <class Params>
@@ -87,7 +96,9 @@ struct Layer {
 
   py::dtype type() const { return x.numpy_dtype(); }
   py::dtype accumulator_type() const { return numpy_dtype(accumulator(x.dtype())); }
-  std::vector<index_t> per_step(index_t width) const { return cell ? std::vector<index_t>{N, width} : std::vector<index_t>{T, N, width}; }
+  std::vector<index_t> per_step(index_t width) const {
+    return cell ? std::vector<index_t>{N, width} : std::vector<index_t>{T, N, width};
+  }
 };
 
 void* pointer(py::array& a) { return a.mutable_data(); }
@@ -121,11 +132,15 @@ py::tuple forward(Layer& layer, void (*kernel)(const RecurrentForward&), bool fl
 // Saved arrays and incoming gradients of a backward call.
 struct Incoming {
   Array y, gates, extra, dy, dh_n, dc_n;
-  Incoming(const Layer& l, bool flag, py::handle y_, py::handle gates_, py::handle extra_, py::handle dy_, py::handle dh,
-           py::handle dc)
-      : y(l.op, "y", y_),
+  Incoming(const Layer& l, bool flag, py::handle y_, py::handle gates_, py::handle extra_, py::handle dy_,
+           py::handle dh, py::handle dc)
+      : y(l.op, l.cell ? "h_new" : "y", y_),
         gates(l.op, "gates", gates_, l.kind == Kind::rnn),
-        extra(l.op, l.kind == Kind::lstm ? "cells" : "hidden_n", extra_, l.kind == Kind::rnn || (l.kind == Kind::gru && !flag)),
+        extra(l.op,
+              l.kind == Kind::gru ? "hidden_n"
+              : l.cell            ? "c_new"
+                                  : "cells",
+              extra_, l.kind == Kind::rnn || (l.kind == Kind::gru && !flag)),
         dy(l.op, "dy", dy_, true),
         dh_n(l.op, l.cell ? "dh" : "dh_n", dh, true),
         dc_n(l.op, l.cell ? "dc" : "dc_n", dc, true) {
@@ -182,23 +197,23 @@ py::tuple backward(Layer& l, Incoming& in, void (*kernel)(const RecurrentBackwar
 }
 
 template <Kind kind, bool cell>
-void define(py::module_& m, const char* op, void (*fwd)(const RecurrentForward&), void (*bwd)(const RecurrentBackward&)) {
-  m.def(
-      (std::string(op) + "_forward").c_str(),
-      [op, fwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
-                py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse, bool save) {
-        Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
-        return forward(l, fwd, flag, reverse, save);
-      });
-  m.def(
-      (std::string(op) + "_backward").c_str(),
-      [op, bwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
-                py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
-                py::handle y, py::handle gates, py::handle extra, py::handle dy, py::handle dh_n, py::handle dc_n) {
-        Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
-        Incoming in(l, flag, y, gates, extra, dy, dh_n, dc_n);
-        return backward(l, in, bwd, flag, reverse);
-      });
+void define(py::module_& m, const char* op, void (*fwd)(const RecurrentForward&),
+            void (*bwd)(const RecurrentBackward&)) {
+  m.def((std::string(op) + "_forward").c_str(),
+        [op, fwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
+                  py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
+                  bool save) {
+          Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
+          return forward(l, fwd, flag, reverse, save);
+        });
+  m.def((std::string(op) + "_backward").c_str(),
+        [op, bwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
+                  py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
+                  py::handle y, py::handle gates, py::handle extra, py::handle dy, py::handle dh_n, py::handle dc_n) {
+          Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
+          Incoming in(l, flag, y, gates, extra, dy, dh_n, dc_n);
+          return backward(l, in, bwd, flag, reverse);
+        });
 }
 
 }  // namespace

@@ -19,7 +19,8 @@ py::array map(const std::string& name, py::handle x_) {
   if (name == "tanh") p.function = Function::tanh;
   else if (name == "sigmoid") p.function = Function::sigmoid;
   else if (name == "round_bf16") p.function = Function::round_bf16;
-  else if (name != "exp") throw py::value_error("math_eval: name must be exp, tanh, sigmoid or round_bf16, got '" + name + "'");
+  else if (name != "exp")
+    throw py::value_error("math_eval: name must be exp, tanh, sigmoid or round_bf16, got '" + name + "'");
   py::array y = empty(py::dtype::of<float>(), {p.count});
   p.y = static_cast<float*>(y.mutable_data());
   call(cpu::map, p);
@@ -27,7 +28,8 @@ py::array map(const std::string& name, py::handle x_) {
 }
 
 double probe(void (*kernel)(const Probe&), double seconds, int threads, index_t bytes) {
-  if (threads < 1 || threads > 1024) throw py::value_error("probe: threads must be 1..1024, got " + std::to_string(threads));
+  if (threads < 1 || threads > 1024)
+    throw py::value_error("probe: threads must be 1..1024, got " + std::to_string(threads));
   double result = 0;
   call(kernel, Probe{threads, seconds, bytes, &result});
   return result;
@@ -44,7 +46,8 @@ void register_runtime(py::module_& m) {
   m.def("fail_allocation", fail_allocation);
   m.def("math_eval", map);
   m.def("probe_fma", [](double seconds, int threads) { return probe(cpu::probe_fma, seconds, threads, 0); });
-  m.def("probe_read", [](index_t bytes, double seconds, int threads) { return probe(cpu::probe_read, seconds, threads, bytes); });
+  m.def("probe_read",
+        [](index_t bytes, double seconds, int threads) { return probe(cpu::probe_read, seconds, threads, bytes); });
   m.attr("compiler") = SEQKERN_COMPILER;
   m.attr("build_type") = SEQKERN_BUILD_TYPE;
 }

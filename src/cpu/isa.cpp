@@ -42,8 +42,8 @@ const KernelTable* choose() {
   const KernelTable* best = tables.back();
   if (const char* cap = std::getenv("SEQKERN_ISA")) {
     bool known = false;
-#define SEQKERN_CAP(isa)                                           \
-  if (!known && machine_has(#isa)) best = &isa::kernels;           \
+#define SEQKERN_CAP(isa)                                 \
+  if (!known && machine_has(#isa)) best = &isa::kernels; \
   known = known || std::string(cap) == #isa;
     SEQKERN_ISAS(SEQKERN_CAP)
 #undef SEQKERN_CAP

@@ -11,10 +11,9 @@ SEQKERN_KERNELS(SEQKERN_DECLARE)
 #undef SEQKERN_DECLARE
 
 extern const KernelTable kernels;
-const KernelTable kernels = {
-    SEQKERN_STRING(SEQKERN_ISA),
+const KernelTable kernels = {SEQKERN_STRING(SEQKERN_ISA),
 #define SEQKERN_ENTRY(name, Params) name,
-    SEQKERN_KERNELS(SEQKERN_ENTRY)
+                             SEQKERN_KERNELS(SEQKERN_ENTRY)
 #undef SEQKERN_ENTRY
 };
 

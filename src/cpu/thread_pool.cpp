@@ -190,8 +190,7 @@ int threads_for(double work, double grain) {
 
 void fail_allocation(int nth) { allocation_countdown = nth; }
 void count_allocation() {
-  if (allocation_countdown.load(std::memory_order_relaxed) > 0 && --allocation_countdown == 0)
-    throw std::bad_alloc();
+  if (allocation_countdown.load(std::memory_order_relaxed) > 0 && --allocation_countdown == 0) throw std::bad_alloc();
 }
 
 void Barrier::wait() {

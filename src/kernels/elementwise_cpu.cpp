@@ -107,7 +107,8 @@ void adamw(const AdamwUpdate& p) {
   auto m = static_cast<A*>(p.exp_avg), v = static_cast<A*>(p.exp_avg_sq);
   A beta1 = A(p.beta1), beta2 = A(p.beta2), rest1 = A(1 - p.beta1), rest2 = A(1 - p.beta2), eps = A(p.eps);
   A shrink = A(1 - p.lr * p.weight_decay);
-  A step = A(p.lr / (1 - std::pow(p.beta1, double(p.step)))), root = A(1 / std::sqrt(1 - std::pow(p.beta2, double(p.step))));
+  A step = A(p.lr / (1 - std::pow(p.beta1, double(p.step)))),
+    root = A(1 / std::sqrt(1 - std::pow(p.beta2, double(p.step))));
   for_ranges(p.count, [&](index_t begin, index_t end) {
     for (index_t i = begin; i < end; ++i) {
       A g = grad[i];

@@ -53,7 +53,15 @@ class Gemm {
 
   Gemm(index_t rows_, index_t columns_, index_t depth_, Matrix<SA> a_, Matrix<SB> b_, SC* c_, index_t ldc_,
        const A* bias_ = nullptr, bool accumulate_ = false)
-      : rows(rows_), columns(columns_), depth(depth_), a(a_), b(b_), c(c_), ldc(ldc_), bias(bias_), accumulate(accumulate_) {}
+      : rows(rows_),
+        columns(columns_),
+        depth(depth_),
+        a(a_),
+        b(b_),
+        c(c_),
+        ldc(ldc_),
+        bias(bias_),
+        accumulate(accumulate_) {}
 
   void run(Job& job) {
     if (rows <= 0 || columns <= 0) return;

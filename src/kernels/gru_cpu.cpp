@@ -42,8 +42,7 @@ struct GruForwardCell : GruForwardBase<T> {
     this->save(at, 0, r, on);
     this->save(at, 1, z, on);
     this->save(at, 2, n, on);
-    if (p.hidden_n)
-      store_n(static_cast<A*>(p.hidden_n) + (at.t * p.batch + at.n) * H + at.u, on ? q : V{}, at.lanes);
+    if (p.hidden_n) store_n(static_cast<A*>(p.hidden_n) + (at.t * p.batch + at.n) * H + at.u, on ? q : V{}, at.lanes);
     return gru_blend(z, n, this->h_prev(at));
   }
 };

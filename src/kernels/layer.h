@@ -56,7 +56,7 @@ struct GateWeight {
   const W* raw;
   index_t units, depth;
   int gates;
-  index_t block;      // unit_block
+  index_t block;        // unit_block
   A* packed = nullptr;  // [blocks, gates, depth, panel]
 
   index_t blocks() const { return ceil_div(units, block); }

@@ -213,11 +213,10 @@ class BackwardLayer {
                   });
     }
     barrier.wait();
-    products_of(gates, hidden, own_state, backwards, out,
-                [&](index_t n, index_t, int, index_t u, int lanes, V dh) {
-                  A* to = dstate + n * S + u;
-                  store_n(to, load_n(to, lanes) + dh, lanes);
-                });
+    products_of(gates, hidden, own_state, backwards, out, [&](index_t n, index_t, int, index_t u, int lanes, V dh) {
+      A* to = dstate + n * S + u;
+      store_n(to, load_n(to, lanes) + dh, lanes);
+    });
   }
 
   SEQKERN_INLINE void keep_gate(Site at, int g, V d) {
@@ -240,11 +239,11 @@ class BackwardLayer {
     index_t I = p.input_size, XH = X * H;
     auto transposed = [&](const A* d, index_t gate) { return Matrix<A>{d + gate * H, 1, XH}; };
     if (p.dx)
-      Gemm<A, W, T>(rows, I, G * H, {dgates, XH, 1}, {static_cast<const W*>(p.weight_ih), I, 1}, static_cast<T*>(p.dx), I)
+      Gemm<A, W, T>(rows, I, G * H, {dgates, XH, 1}, {static_cast<const W*>(p.weight_ih), I, 1}, static_cast<T*>(p.dx),
+                    I)
           .run(job);
     if (p.dweight_ih)
-      Gemm<A, T, A>(G * H, I, rows, transposed(dgates, 0), {live_input(job), I, 1},
-                    static_cast<A*>(p.dweight_ih), I)
+      Gemm<A, T, A>(G * H, I, rows, transposed(dgates, 0), {live_input(job), I, 1}, static_cast<A*>(p.dweight_ih), I)
           .run(job);
     if (p.dweight_hh) {
       if constexpr (X > G) {

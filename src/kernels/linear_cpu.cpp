@@ -26,8 +26,7 @@ void forward(const LinearForward& p) {
       int n = int(std::min<index_t>(L, O - u));
       A sums[kPackRows * L];
       dot_product(M, x, I, weight + u * I, I, n, I, sums, L);
-      for (index_t m = 0; m < M; ++m)
-        store_n(y + m * O + u, load_n(sums + m * L, n) + load_or_zero(bias, u, n), n);
+      for (index_t m = 0; m < M; ++m) store_n(y + m * O + u, load_n(sums + m * L, n) + load_or_zero(bias, u, n), n);
     }
   };
   job.run(threads_for(double(M * O) * double(I), kThreadGrain), body);

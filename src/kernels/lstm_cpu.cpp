@@ -21,7 +21,8 @@ struct LstmForwardCell {
   void take(Job&) {}
   SEQKERN_INLINE V operator()(Site at, const V (&sum)[4], const A* h, index_t block, bool on) const {
     index_t H = p.hidden_size, row = at.t * p.batch + at.n;
-    LstmGates<V> a{sum[0] + load(h), sum[1] + load(h + block), sum[2] + load(h + 2 * block), sum[3] + load(h + 3 * block)};
+    LstmGates<V> a{sum[0] + load(h), sum[1] + load(h + block), sum[2] + load(h + 2 * block),
+                   sum[3] + load(h + 3 * block)};
     A* state = static_cast<A*>(p.c_n) + at.n * H + at.u;
     V c = load_n(state, at.lanes), out;
     if (p.peephole) {
@@ -81,9 +82,7 @@ struct LstmBackwardCell {
     V o = load_n(static_cast<const A*>(p.gates) + gate_offset(at, 3), at.lanes);
     return o * tanh(load_n(static_cast<const A*>(p.cells) + offset(at), at.lanes));
   }
-  index_t gate_offset(Site at, int g) const {
-    return ((at.t * p.batch + at.n) * 4 + g) * p.hidden_size + at.u;
-  }
+  index_t gate_offset(Site at, int g) const { return ((at.t * p.batch + at.n) * 4 + g) * p.hidden_size + at.u; }
 
   SEQKERN_INLINE V previous_cell(Site at) const {
     index_t step = p.batch * p.hidden_size, length = p.lengths ? p.lengths[at.n] : p.seq_len;

@@ -28,8 +28,9 @@ void for_rows(index_t rows, index_t columns, F f) {
     Range own = share(rows, rank, threads);
     for (index_t r = own.begin; r < own.end; ++r) f(r);
   };
-  job.run(int(std::min<index_t>(threads_for(double(rows) * double(columns), kElementGrain), std::max<index_t>(rows, 1))),
-          body);
+  job.run(
+      int(std::min<index_t>(threads_for(double(rows) * double(columns), kElementGrain), std::max<index_t>(rows, 1))),
+      body);
 }
 
 template <class A>

@@ -50,20 +50,34 @@ __attribute__((noinline)) void panel_product(int mr, const A* a, const A* b, ind
 #define SEQKERN_TILE(MR) \
   case MR:               \
     if constexpr (MR <= kMaxTileRows) return tile<MR, kPanelVecs>(a, b, kPanel<A>, depth, c, ldc, accumulate)
-    SEQKERN_TILE(1); break;
-    SEQKERN_TILE(2); break;
-    SEQKERN_TILE(3); break;
-    SEQKERN_TILE(4); break;
-    SEQKERN_TILE(5); break;
-    SEQKERN_TILE(6); break;
-    SEQKERN_TILE(7); break;
-    SEQKERN_TILE(8); break;
-    SEQKERN_TILE(9); break;
-    SEQKERN_TILE(10); break;
-    SEQKERN_TILE(11); break;
-    SEQKERN_TILE(12); break;
-    SEQKERN_TILE(13); break;
-    SEQKERN_TILE(14); break;
+    SEQKERN_TILE(1);
+    break;
+    SEQKERN_TILE(2);
+    break;
+    SEQKERN_TILE(3);
+    break;
+    SEQKERN_TILE(4);
+    break;
+    SEQKERN_TILE(5);
+    break;
+    SEQKERN_TILE(6);
+    break;
+    SEQKERN_TILE(7);
+    break;
+    SEQKERN_TILE(8);
+    break;
+    SEQKERN_TILE(9);
+    break;
+    SEQKERN_TILE(10);
+    break;
+    SEQKERN_TILE(11);
+    break;
+    SEQKERN_TILE(12);
+    break;
+    SEQKERN_TILE(13);
+    break;
+    SEQKERN_TILE(14);
+    break;
 #undef SEQKERN_TILE
   }
 }

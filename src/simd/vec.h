@@ -63,9 +63,7 @@ SEQKERN_INLINE Vec<T> iota() {
 
 // ---- whole-register loads and stores; bf16 widens on load and rounds to nearest even on store ----
 
-SEQKERN_INLINE Vec<float> widen(VecU16 v) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(v, VecU) << 16);
-}
+SEQKERN_INLINE Vec<float> widen(VecU16 v) { return bit_cast<Vec<float>>(__builtin_convertvector(v, VecU) << 16); }
 SEQKERN_INLINE VecU16 narrow(Vec<float> v) {
   VecU u = bit_cast<VecU>(v);
   VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -100,16 +98,12 @@ SEQKERN_INLINE void store(bf16* p, Vec<float> v) {
 #if defined(__AVX512F__)
 SEQKERN_INLINE __mmask16 first(int n) { return __mmask16((1u << n) - 1u); }
 SEQKERN_INLINE Vec<float> load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
-SEQKERN_INLINE Vec<double> load_n(const double* p, int n) {
-  return _mm512_maskz_loadu_pd(__mmask8(first(n)), p);
-}
+SEQKERN_INLINE Vec<double> load_n(const double* p, int n) { return _mm512_maskz_loadu_pd(__mmask8(first(n)), p); }
 SEQKERN_INLINE Vec<float> load_n(const bf16* p, int n) {
   return widen(bit_cast<VecU16>(_mm256_maskz_loadu_epi16(first(n), p)));
 }
 SEQKERN_INLINE void store_n(float* p, Vec<float> v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
-SEQKERN_INLINE void store_n(double* p, Vec<double> v, int n) {
-  _mm512_mask_storeu_pd(p, __mmask8(first(n)), v);
-}
+SEQKERN_INLINE void store_n(double* p, Vec<double> v, int n) { _mm512_mask_storeu_pd(p, __mmask8(first(n)), v); }
 SEQKERN_INLINE void store_n(bf16* p, Vec<float> v, int n) {
   _mm256_mask_storeu_epi16(p, first(n), bit_cast<__m256i>(narrow(v)));
 }
@@ -181,8 +175,7 @@ SEQKERN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) {
       int low = i & ~Run, high = i | Run;
-      out[i] = (i & Run) ? interleave<Run, true>(rows[low], rows[high])
-                         : interleave<Run, false>(rows[low], rows[high]);
+      out[i] = (i & Run) ? interleave<Run, true>(rows[low], rows[high]) : interleave<Run, false>(rows[low], rows[high]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) rows[i] = out[i];

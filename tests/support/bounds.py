@@ -134,9 +134,7 @@ class _Walk:
         return tape.add(fresh, tape.mul(z, h)), c
 
 
-def _stack(
-    parts: list[Bounded], value: str, error: str, empty: tuple[int, ...]
-) -> tuple[Array, Array]:
+def _stack(parts: list[Bounded], value: str, error: str, empty: tuple[int, ...]) -> tuple[Array, Array]:
     """The parts' values and errors stacked; of shape `empty` when there are no parts."""
     if not parts:
         return np.zeros(empty), np.zeros(empty)

@@ -29,6 +29,7 @@ Symbols = dict[str, tuple[str, ...]]
 
 OPTIONAL = frozenset({"bias_ih", "bias_hh", "h0", "c0", "weight_hr", "peephole", "lengths", "bias"})
 OPTIONAL |= {"dy", "dh_n", "dc_n", "dloss"}
+UNREAD = {"linear": {"bias"}, "dropout": {"x"}}  # saved, but only their presence or shape is used
 LINKED = frozenset("GHS")  # G is a multiple of H, and S is H without a projection
 
 
@@ -144,9 +145,7 @@ def cell_calls(case: Recurrent, dtypes: DTypes) -> list[Call]:
 
     return [
         Call(op, op, arrays, partial(call, ""), CELL_SYMBOLS, OPTIONAL - {"h", "c"}),
-        backward_call(
-            op, arrays, grads, saved, gradients, CELL_SYMBOLS, OPTIONAL | {"dh", "dc"} - {"h", "c"}
-        ),
+        backward_call(op, arrays, grads, saved, gradients, CELL_SYMBOLS, OPTIONAL | {"dh", "dc"} - {"h", "c"}),
     ]
 
 
@@ -254,7 +253,7 @@ def backward_call(
     @lru_cache
     def everything() -> Arrays:
         fields = saved()._asdict()
-        unread = {"bias"} if op == "linear" else set()  # of the bias only its presence matters
+        unread = UNREAD.get(op, set())
         used = {k: v for k, v in fields.items() if isinstance(v, np.ndarray) and k not in unread}
         return {**used, **grads()}
 
@@ -274,9 +273,7 @@ LAYERS = (
     Recurrent("gru", **SIZES),
     Recurrent("gru", reset_after=False, **SIZES),
 )
-CELLS = tuple(
-    Recurrent(case.op, T=1, N=3, I=5, H=7, P=case.P, peephole=case.peephole) for case in LAYERS[:4]
-)
+CELLS = tuple(Recurrent(case.op, T=1, N=3, I=5, H=7, P=case.P, peephole=case.peephole) for case in LAYERS[:4])
 
 
 def all_calls(dtypes: DTypes = FLOAT32) -> list[Call]:

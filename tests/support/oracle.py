@@ -58,10 +58,7 @@ def run(module: ModuleType, case: Recurrent, arrays: Arrays, grads: Arrays) -> t
 
 def as_float64(arrays: Arrays) -> Arrays:
     """Floating arrays in float64; integer arrays (lengths) as they are."""
-    return {
-        name: array if array.dtype.kind in "iu" else array.astype(np.float64)
-        for name, array in arrays.items()
-    }
+    return {name: array if array.dtype.kind in "iu" else array.astype(np.float64) for name, array in arrays.items()}
 
 
 @lru_cache(maxsize=32)
@@ -74,10 +71,7 @@ def expected(case: Recurrent, dtypes: DTypes) -> Expected:
     outputs, saved = call_forward(reference, case, wide)
     gradients = call_backward(reference, case, {**wide_grads}, saved)
     estimates = recurrent_estimates(case, dtypes, wide, wide_grads)
-    bounds = [
-        {name: running_bound(pair, dtypes, name) for name, pair in group.items()}
-        for group in estimates
-    ]
+    bounds = [{name: running_bound(pair, dtypes, name) for name, pair in group.items()} for group in estimates]
     return Expected(arrays, grads, outputs, gradients, *bounds)
 
 

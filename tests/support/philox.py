@@ -25,8 +25,5 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, i
 def words(size: int, seed: int, offset: int) -> np.ndarray:
     """Element e uses word e % 4 of the block with counter (e // 4, offset) under key `seed`."""
     key = (seed & MASK, seed >> 32)
-    blocks = [
-        philox((block & MASK, block >> 32, offset & MASK, offset >> 32), key)
-        for block in range(-(-size // 4))
-    ]
+    blocks = [philox((block & MASK, block >> 32, offset & MASK, offset >> 32), key) for block in range(-(-size // 4))]
     return np.array(blocks, np.uint64).reshape(-1)[:size]

@@ -82,16 +82,12 @@ class RecurrentSuite:
 
     @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
     @pytest.mark.parametrize("N", [1, 33])
-    def test_precision(
-        self, ops: ModuleType, variant: Recurrent, N: int, precision: str, dtype: DTypes
-    ) -> None:
+    def test_precision(self, ops: ModuleType, variant: Recurrent, N: int, precision: str, dtype: DTypes) -> None:
         case = replace(variant, N=N, I=40, H=48, precision=precision)
         check_forward(ops, case, dtype)
         check_backward(ops, case, dtype)
 
-    def test_gradient_of_none_is_zero(
-        self, ops: ModuleType, variant: Recurrent, dtype: DTypes
-    ) -> None:
+    def test_gradient_of_none_is_zero(self, ops: ModuleType, variant: Recurrent, dtype: DTypes) -> None:
         want = expected(variant, dtype)
         _, saved = call_forward(ops, variant, want.arrays)
         for name, gradient in want.grad_outputs.items():
@@ -121,10 +117,7 @@ class RecurrentSuite:
         arrays, grads = make_arrays(variant, dtype), make_gradients(variant, dtype)
         repeated = {k: np.broadcast_to(v[:1], v.shape) for k, v in (arrays | grads).items()}
         copies = {k: v.copy() for k, v in repeated.items()}
-        runs = [
-            run(ops, variant, {k: a[k] for k in arrays}, {k: a[k] for k in grads})
-            for a in (repeated, copies)
-        ]
+        runs = [run(ops, variant, {k: a[k] for k in arrays}, {k: a[k] for k in grads}) for a in (repeated, copies)]
         assert_bitwise_equal(*runs, "broadcast")
 
     @pytest.mark.parametrize("N, lengths, precision", STREAMS)
@@ -182,18 +175,14 @@ class RecurrentSuite:
             assert_matches(outputs["y"][t : t + 1], estimate[0], bound, f"y[{t}]")
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-    def test_rows_stay_apart(
-        self, ops: ModuleType, variant: Recurrent, dtype: DTypes, bad: float
-    ) -> None:
+    def test_rows_stay_apart(self, ops: ModuleType, variant: Recurrent, dtype: DTypes, bad: float) -> None:
         """NaN or infinity in one batch row reaches no other row, and its own from there on."""
         case = replace(variant, N=6, H=17)
         arrays, grads = make_arrays(case, dtype), make_gradients(case, dtype)
         poisoned = {**arrays, "x": arrays["x"].copy()}
         first, row, others = case.T // 2, 1, [0, 2, 3, 4, 5]
         poisoned["x"][first, row] = bad
-        (clean, saved_clean), (dirty, saved) = (
-            call_forward(ops, case, given) for given in (arrays, poisoned)
-        )
+        (clean, saved_clean), (dirty, saved) = (call_forward(ops, case, given) for given in (arrays, poisoned))
         for name in case.outputs:
             at = np.s_[:, others] if name == "y" else np.s_[others]
             assert_bitwise_equal(dirty[name][at], clean[name][at], name)
@@ -206,9 +195,7 @@ class RecurrentSuite:
             assert_bitwise_equal(got[name][at], want[name][at], name)  # type: ignore[index]
 
     @pytest.mark.parametrize("reverse", [False, True])
-    def test_padding_is_ignored(
-        self, ops: ModuleType, variant: Recurrent, dtype: DTypes, reverse: bool
-    ) -> None:
+    def test_padding_is_ignored(self, ops: ModuleType, variant: Recurrent, dtype: DTypes, reverse: bool) -> None:
         """NaN past a row's length changes no bit of anything; y and dx are 0 there."""
         case = replace(variant, T=6, N=7, H=17, lengths="ragged", reverse=reverse)
         arrays, grads = make_arrays(case, dtype), make_gradients(case, dtype)

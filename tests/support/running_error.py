@@ -97,9 +97,7 @@ class Tape:
         self._pulls.append(pull)
         return out
 
-    def products(
-        self, pairs: list[tuple[Bounded, Bounded]], addends: list[Bounded | None]
-    ) -> Bounded:
+    def products(self, pairs: list[tuple[Bounded, Bounded]], addends: list[Bounded | None]) -> Bounded:
         """Σ a @ w.T + Σ b: one sum of K terms, accumulated in any order.
 
         |error| ≤ Σ(|a| + e_a)(|w| + e_w)ᵀ - Σ|a||w|ᵀ + Σe_b + p·Σ|a||w| + gamma_K·(Σ|a||w| + Σ|b|)
@@ -175,9 +173,7 @@ class Tape:
         size = a.high.sum(-1, keepdims=True)
         gamma = self.arith.gamma(a.value.shape[-1])
         out = Bounded(self, a.value.sum(-1, keepdims=True), err + gamma * size)
-        return self.record(
-            out, lambda: a.receive(out.grad + 0 * a.value, out.grad_err + 0 * a.value)
-        )
+        return self.record(out, lambda: a.receive(out.grad + 0 * a.value, out.grad_err + 0 * a.value))
 
     def part(self, a: Bounded, index: Any) -> Bounded:
         """a[index] of a 1-D or 2-D array, index being slices: one gate of a fused parameter."""
@@ -260,9 +256,7 @@ class Tape:
     def log(self, a: Bounded) -> Bounded:
         low = a.value - a.err
         unit = self.arith.unit
-        return self._activation(
-            a, np.log(a.value), 1 / low, lambda _: (1 / a.value, (a.err / low + unit) / low)
-        )
+        return self._activation(a, np.log(a.value), 1 / low, lambda _: (1 / a.value, (a.err / low + unit) / low))
 
 
 def sigmoid64(value: Array) -> Array:
@@ -283,9 +277,7 @@ def _times(a: Array, a_err: Array, b: Array, b_err: Array, unit: float) -> tuple
     return a * b, size - np.abs(a * b) + unit * size
 
 
-def _matmul(
-    a: Array, a_err: Array, b: Array, b_err: Array, arith: Arithmetic, terms: int
-) -> tuple[Array, Array]:
+def _matmul(a: Array, a_err: Array, b: Array, b_err: Array, arith: Arithmetic, terms: int) -> tuple[Array, Array]:
     exact = np.abs(a) @ np.abs(b)
     size = (np.abs(a) + a_err) @ (np.abs(b) + b_err)
     return a @ b, size - exact + (arith.split + arith.gamma(terms)) * size

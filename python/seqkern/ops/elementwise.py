@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqkern import _cpu
-from seqkern._dispatch import expect_saved, public
+from seqkern._check import integer, number, saved_by
+from seqkern._dispatch import public
 
 __all__ = [
     "DropoutGradients", "DropoutSaved", "adagrad_update", "adamw_update", "dropout",
@@ -40,8 +41,8 @@ def dropout(x: Array, p: float, *, seed: int, offset: int = 0) -> Array:
     Element e, in C order, is kept when word e % 4 of Philox4x32-10 (Salmon et al. 2011) with key `seed` and
     counter (e // 4, offset), both 64 bits, is at least floor(p · 2³²). p = 1 gives zeros.
     """
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout: p must lie in [0, 1], got {p}")
+    p = number("dropout", "p", p, 0.0, 1.0)
+    seed, offset = integer("dropout", "seed", seed), integer("dropout", "offset", offset)
     for name, value in (("seed", seed), ("offset", offset)):
         if not 0 <= value < 2**64:
             raise ValueError(f"dropout: {name} must lie in [0, 2**64), got {value}")
@@ -57,10 +58,10 @@ def dropout_forward(x: Array, p: float, *, seed: int, offset: int = 0) -> tuple[
 @public
 def dropout_backward(dy: Array | None, saved: DropoutSaved) -> DropoutGradients:
     """dx: the same mask and scale applied to dy (None = zero)."""
-    expect_saved("dropout", saved, DropoutSaved)
+    saved_by("dropout", saved, DropoutSaved)
     if dy is None:
         dy = np.zeros_like(saved.x)
-    return DropoutGradients(dropout(dy, saved.p, seed=saved.seed, offset=saved.offset))
+    return DropoutGradients(_cpu.dropout_backward(dy, saved.x, saved.p, saved.seed, saved.offset))
 
 
 def _finite(op: str, **values: float) -> None:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqkern import _cpu
-from seqkern._dispatch import expect_saved, public
+from seqkern._check import integer, number, saved_by
+from seqkern._dispatch import public
 from seqkern._precision import check_precision
 
 __all__ = [
@@ -61,7 +62,7 @@ def linear_forward(
 @public
 def linear_backward(dy: Array | None, saved: LinearSaved) -> LinearGradients:
     """Gradients of `linear` from dy ``[..., O]`` (None = zero): dx = dy W, dW = dyᵀ x, db = Σ dy."""
-    expect_saved("linear", saved, LinearSaved)
+    saved_by("linear", saved, LinearSaved)
     if dy is None:
         dy = np.zeros((*saved.x.shape[:-1], saved.weight.shape[0]), saved.x.dtype)
     return LinearGradients(*_cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None))
@@ -85,6 +86,7 @@ def _padding(weight: Array, padding_idx: int | None) -> int | None:
     if padding_idx is None:
         return None
     rows = weight.shape[0]
+    padding_idx = integer("embedding", "padding_idx", padding_idx)
     if not -rows <= padding_idx < rows:
         raise ValueError(f"embedding: padding_idx must lie in [{-rows}, {rows - 1}], got {padding_idx}")
     return padding_idx % rows
@@ -112,13 +114,12 @@ def embedding_forward(
 @public
 def embedding_backward(dy: Array | None, saved: EmbeddingSaved) -> EmbeddingGradients:
     """The gradient of the weight: dy ``[..., E]`` (None = zero) added up row by row, in the order of the ids."""
-    expect_saved("embedding", saved, EmbeddingSaved)
+    saved_by("embedding", saved, EmbeddingSaved)
     if dy is None:
         dy = np.zeros((*saved.ids.shape, saved.weight.shape[1]), saved.weight.dtype)
-    padding = _padding(saved.weight, saved.padding_idx)
-    rows, width = saved.weight.shape
+    padding = None if saved.padding_idx is None else _padding(saved.weight, saved.padding_idx)
     return EmbeddingGradients(
-        _cpu.embedding_backward(dy, saved.ids, rows, width, -1 if padding is None else padding)
+        _cpu.embedding_backward(dy, saved.ids, saved.weight, -1 if padding is None else padding)
     )
 
 
@@ -137,6 +138,7 @@ class SoftmaxGradients(NamedTuple):
 
 def _last(x: Array, dim: int, op: str) -> Array:
     """x with axis `dim` moved to the end; other types pass through for the kernel to refuse."""
+    dim = integer(op, "dim", dim)
     if not isinstance(x, np.ndarray) or x.ndim == 0:
         return x
     if not -x.ndim <= dim < x.ndim:
@@ -151,7 +153,7 @@ def _softmax(x: Array, dim: int, log: bool) -> Array:
 
 def _softmax_gradient(dy: Array | None, saved: SoftmaxSaved, log: bool) -> SoftmaxGradients:
     op = "log_softmax" if log else "softmax"
-    expect_saved(op, saved, SoftmaxSaved)
+    saved_by(op, saved, SoftmaxSaved)
     if dy is None:
         dy = np.zeros_like(saved.y)
     dx = _cpu.softmax_backward(_last(dy, saved.dim, op), _last(saved.y, saved.dim, op), log)
@@ -215,11 +217,13 @@ class CrossEntropyGradients(NamedTuple):
     dlogits: Array
 
 
-def _check_cross_entropy(label_smoothing: float, reduction: str) -> None:
+def _check_cross_entropy(ignore_index: int, label_smoothing: float, reduction: str) -> tuple[int, float]:
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing}")
+    return (
+        integer("cross_entropy", "ignore_index", ignore_index),
+        number("cross_entropy", "label_smoothing", label_smoothing, 0.0, 1.0),
+    )
 
 
 @public
@@ -244,7 +248,7 @@ def cross_entropy_forward(
     reduction: str = "mean",
 ) -> tuple[Array, CrossEntropySaved]:  # fmt: skip
     """`cross_entropy`, and what `cross_entropy_backward` needs."""
-    _check_cross_entropy(label_smoothing, reduction)
+    ignore_index, label_smoothing = _check_cross_entropy(ignore_index, label_smoothing, reduction)
     loss, lse = _cpu.cross_entropy_forward(logits, target, ignore_index, label_smoothing)
     if reduction != "none":
         total, count = loss.sum(), _count(target, ignore_index, reduction)
@@ -257,18 +261,27 @@ def _count(target: Array, ignore_index: int, reduction: str) -> int:
     return 1 if reduction == "sum" else int(np.count_nonzero(target != ignore_index))
 
 
+def _scalar(dloss: Array | float | None) -> float:
+    """The gradient of a reduced loss."""
+    kind = np.asarray(dloss).dtype.kind
+    if dloss is None or (np.ndim(dloss) == 0 and kind in "fiu"):
+        return float(dloss or 0.0)
+    if kind not in "fiu" and np.asarray(dloss).dtype.name != "bfloat16":
+        raise TypeError(f"cross_entropy: dloss must be a number, got {type(dloss).__name__}")
+    raise ValueError(f"cross_entropy: dloss must be a scalar, got shape {list(np.shape(dloss))}")
+
+
 @public
 def cross_entropy_backward(dloss: Array | float | None, saved: CrossEntropySaved) -> CrossEntropyGradients:
     """dlogits = (softmax - target) · dloss, over the count for "mean". dloss: a scalar, or ``[...]`` for "none"."""
     s = saved
-    expect_saved("cross_entropy", s, CrossEntropySaved)
-    if dloss is None:
-        dloss = np.zeros(s.lse.shape if s.reduction == "none" else ())
-    scale = np.asarray(dloss, s.lse.dtype)
-    if s.reduction != "none":
-        if scale.ndim:
-            raise ValueError(f"cross_entropy: dloss must be a scalar, got shape {list(scale.shape)}")
-        scale = np.full(s.lse.shape, scale / max(_count(s.target, s.ignore_index, s.reduction), 1), s.lse.dtype)
+    saved_by("cross_entropy", s, CrossEntropySaved)
+    dtype = np.float64 if getattr(s.logits, "dtype", None) == np.float64 else np.float32
+    if s.reduction == "none":
+        scale = np.zeros(np.shape(s.target), dtype) if dloss is None else dloss
+    else:
+        count = max(_count(s.target, s.ignore_index, s.reduction), 1)
+        scale = np.full(np.shape(s.target), _scalar(dloss) / count, dtype)
     return CrossEntropyGradients(
         _cpu.cross_entropy_backward(scale, s.logits, s.target, s.lse, s.ignore_index, s.label_smoothing)
     )

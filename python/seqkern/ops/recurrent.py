@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from seqkern import _cpu
-from seqkern._dispatch import expect_saved, public
+from seqkern._check import saved_by
+from seqkern._dispatch import public
 from seqkern._precision import check_precision
 
 __all__ = [
@@ -264,7 +265,7 @@ def rnn_forward(
 def rnn_backward(dy: Array | None, dh_n: Array | None, saved: RNNSaved) -> RNNGradients:
     """Gradients of `rnn` from those of y and h_n (None = zero), by back-propagation through time."""
     s = saved
-    expect_saved("rnn", s, RNNSaved)
+    saved_by("rnn", s, RNNSaved)
     dx, dh0, _, *weights = _cpu.rnn_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h0, None, None, None, s.lengths,
         _relu("rnn", s.nonlinearity), bool(s.reverse), s.y, None, None, dy, dh_n, None)  # fmt: skip
@@ -313,7 +314,7 @@ def lstm_forward(
 def lstm_backward(dy: Array | None, dhx: Pair | None, saved: LSTMSaved) -> LSTMGradients:
     """Gradients of `lstm` from those of y and (h_n, c_n) (None = zero), by back-propagation through time."""
     s = saved
-    expect_saved("lstm", s, LSTMSaved)
+    saved_by("lstm", s, LSTMSaved)
     dh_n, dc_n = _pair("lstm", "the gradient of (h_n, c_n)", dhx)
     return LSTMGradients(*_cpu.lstm_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h0, s.c0, s.weight_hr, s.peephole,
@@ -361,7 +362,7 @@ def gru_forward(
 def gru_backward(dy: Array | None, dh_n: Array | None, saved: GRUSaved) -> GRUGradients:
     """Gradients of `gru` from those of y and h_n (None = zero), by back-propagation through time."""
     s = saved
-    expect_saved("gru", s, GRUSaved)
+    saved_by("gru", s, GRUSaved)
     dx, dh0, _, *weights = _cpu.gru_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h0, None, None, None, s.lengths,
         bool(s.reset_after), bool(s.reverse), s.y, s.gates, s.hidden_n, dy, dh_n, None)  # fmt: skip
@@ -396,7 +397,7 @@ def rnn_cell_forward(
 def rnn_cell_backward(dh: Array, saved: RNNCellSaved) -> RNNCellGradients:
     """Gradients of `rnn_cell` from that of its output."""
     s = saved
-    expect_saved("rnn_cell", s, RNNCellSaved)
+    saved_by("rnn_cell", s, RNNCellSaved)
     dx, dh_prev, _, *weights = _cpu.rnn_cell_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h, None, None, None, None,
         _relu("rnn_cell", s.nonlinearity), False, s.h_new, None, None, None, dh, None)  # fmt: skip
@@ -442,7 +443,7 @@ def lstm_cell_backward(dh: Any, dc: Any, saved: LSTMCellSaved | None = None) -> 
     Also called as ``lstm_cell_backward((dh, dc), saved)``.
     """
     s = dc if saved is None else saved
-    expect_saved("lstm_cell", s, LSTMCellSaved)
+    saved_by("lstm_cell", s, LSTMCellSaved)
     if saved is None:
         dh, dc = _pair("lstm_cell", "the gradient of (h, c)", dh)
     return LSTMCellGradients(*_cpu.lstm_cell_backward(
@@ -478,7 +479,7 @@ def gru_cell_forward(
 def gru_cell_backward(dh: Array, saved: GRUCellSaved) -> GRUCellGradients:
     """Gradients of `gru_cell` from that of its output."""
     s = saved
-    expect_saved("gru_cell", s, GRUCellSaved)
+    saved_by("gru_cell", s, GRUCellSaved)
     dx, dh_prev, _, *weights = _cpu.gru_cell_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h, None, None, None, None,
         bool(s.reset_after), False, s.h_new, s.gates, s.hidden_n, None, dh, None)  # fmt: skip
