@@ -57,9 +57,7 @@ def call_cell(ops: ModuleType, suffix: str, case: Recurrent, arrays: Arrays) -> 
     return getattr(ops, f"{case.op}_cell{suffix}")(arrays["x"][0], state, **given)
 
 
-def run(
-    ops: ModuleType, case: Recurrent, arrays: Arrays, grads: Arrays
-) -> tuple[tuple[Array, ...], dict[str, Any]]:
+def run(ops: ModuleType, case: Recurrent, arrays: Arrays, grads: Arrays) -> tuple[tuple[Array, ...], dict[str, Any]]:
     """The new state, as a tuple, and the gradients by name."""
     *state, saved = call_cell(ops, "_forward", case, arrays)  # API.md: outputs…, saved
     last = (grads["dh_n"], grads["dc_n"]) if case.op == "lstm" else grads["dh_n"]

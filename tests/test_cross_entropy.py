@@ -42,9 +42,7 @@ def make_dloss(shape: tuple[int, ...], reduction: str, dtypes: DTypes) -> Array:
     return np.asarray(rng.uniform(0.5, 2, shape if reduction == "none" else ())).astype(dtypes.cell)
 
 
-def run(
-    ops: ModuleType, logits: Array, target: Array, dloss: Array, **options: Any
-) -> tuple[Any, ...]:
+def run(ops: ModuleType, logits: Array, target: Array, dloss: Array, **options: Any) -> tuple[Any, ...]:
     loss, saved = ops.cross_entropy_forward(logits, target, **options)
     assert_bitwise_equal(ops.cross_entropy(logits, target, **options), loss, "cross_entropy")
     return loss, ops.cross_entropy_backward(dloss, saved).dlogits
@@ -75,9 +73,7 @@ def check(
     wide, upstream = logits.astype(np.float64), dloss.astype(np.float64)
     wanted = run(reference, wide, target, upstream, reduction=reduction, **options)
     classes = logits.shape[-1]
-    weights = distribution(
-        target, classes, options.get("label_smoothing", 0.0), options.get("ignore_index", -100)
-    )
+    weights = distribution(target, classes, options.get("label_smoothing", 0.0), options.get("ignore_index", -100))
     count = int(weights.any(-1).sum())
     per_row = np.broadcast_to(upstream, target.shape).reshape(-1)
     per_row = per_row / count if reduction == "mean" else per_row
@@ -110,9 +106,7 @@ def test_options(
 
 
 @DTYPES
-def test_large_logits_do_not_overflow(
-    ops: ModuleType, tolerance: ModuleType, dtypes: DTypes
-) -> None:
+def test_large_logits_do_not_overflow(ops: ModuleType, tolerance: ModuleType, dtypes: DTypes) -> None:
     logits, target = make((6,), 9, dtypes)
     check(ops, tolerance, (logits * 1000).astype(dtypes.x), target, dtypes, "mean")
 
@@ -186,9 +180,7 @@ def test_agrees_with_torch(ops: ModuleType, options: dict[str, Any], reduction: 
     target[:4] = (0, 1, 2, 1)
     dloss = make_dloss((12,), reduction, FLOAT64)
     leaf = torch.from_numpy(logits.copy()).requires_grad_()
-    wanted = torch.nn.functional.cross_entropy(
-        leaf, torch.from_numpy(target), reduction=reduction, **options
-    )
+    wanted = torch.nn.functional.cross_entropy(leaf, torch.from_numpy(target), reduction=reduction, **options)
     wanted.backward(torch.from_numpy(dloss))  # type: ignore[no-untyped-call]
     loss, dlogits = run(ops, logits, target, dloss, reduction=reduction, **options)
     assert leaf.grad is not None

@@ -65,16 +65,12 @@ def check(
     for name, (actual, reference, size, terms) in wanted.items():
         kind = dtypes.x if name in ("y", "dx") else dtypes.cell
         assert actual.dtype == kind, name
-        bound = tolerance.product(
-            size, terms, dtypes, result=reference, out=kind, precision=precision
-        )
+        bound = tolerance.product(size, terms, dtypes, result=reference, out=kind, precision=precision)
         assert_matches(actual, reference, bound, name)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64(
-    ops: ModuleType, tolerance: ModuleType, shape: tuple[Any, ...], dtype: DTypes
-) -> None:
+def test_against_float64(ops: ModuleType, tolerance: ModuleType, shape: tuple[Any, ...], dtype: DTypes) -> None:
     check(ops, tolerance, make(shape[0], shape[1], shape[2], dtype), dtype)
 
 

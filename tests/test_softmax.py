@@ -39,9 +39,7 @@ def run(ops: ModuleType, name: str, x: Array, dy: Array | None, dim: int) -> tup
     return y, dx
 
 
-def check(
-    ops: ModuleType, tolerance: ModuleType, name: str, x: Array, dy: Array, dim: int, dtypes: DTypes
-) -> None:
+def check(ops: ModuleType, tolerance: ModuleType, name: str, x: Array, dy: Array, dim: int, dtypes: DTypes) -> None:
     from seqkern import reference
 
     y, dx = run(ops, name, x, dy, dim)
@@ -50,9 +48,7 @@ def check(
     wanted = run(reference, name, wide, upstream, dim)
     last = [np.moveaxis(a, dim, -1) for a in (wide, upstream)]
     model = tolerance.Softmax(last[0], dtypes, last[1], log=name == "log_softmax")
-    for got, want, bound, what in zip(
-        (y, dx), wanted, model.bounds(dtypes.x), ("y", "dx"), strict=True
-    ):
+    for got, want, bound, what in zip((y, dx), wanted, model.bounds(dtypes.x), ("y", "dx"), strict=True):
         assert_matches(got, want, np.moveaxis(bound, -1, dim), f"{name} {what}")
 
 

@@ -49,9 +49,7 @@ def check_thread_counts(ops: ModuleType, case: Recurrent, dtypes: DTypes) -> Non
 
 
 @NAMES
-def test_any_number_of_threads(
-    ops: ModuleType, case: Recurrent, dtype: DTypes, threads: None
-) -> None:
+def test_any_number_of_threads(ops: ModuleType, case: Recurrent, dtype: DTypes, threads: None) -> None:
     check_thread_counts(ops, case, dtype)
 
 

@@ -24,6 +24,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpinIdle = std::chrono::microseconds(200);
 constexpr auto kSpinBarrier = std::chrono::microseconds(20);
+constexpr auto kShortJob = std::chrono::milliseconds(2);
+constexpr double kShortWork = 5.0e7;  // multiply-adds of such a job
 constexpr auto kCrowded = std::chrono::milliseconds(5);
 constexpr std::size_t kKeepBytes = std::size_t(256) << 20;  // a larger workspace is given back after the job
 
@@ -128,13 +130,15 @@ class Pool {
   void run(Task task) {
     while (int(workers_.size()) + 1 < task.threads)
       workers_.push_back(std::make_unique<Worker>(int(workers_.size()) + 1));
+    auto start = Clock::now();
     barrier_.reset(task.threads);
     task.barrier = &barrier_;
     task.left = &left_;
     left_.store(task.threads - 1, std::memory_order_relaxed);
     for (int rank = 1; rank < task.threads; ++rank) workers_[std::size_t(rank - 1)]->post(task);
     task.fn(task.context, 0, task.threads, barrier_);
-    if (barrier_.slept()) crowded_until_ = Clock::now() + kCrowded;
+    auto end = Clock::now();  // some sleep is nothing in a long job, and everything in a short one
+    if (barrier_.slept() && end - start < kShortJob) crowded_until_ = end + kCrowded;
     auto done = [&] { return left_.load(std::memory_order_acquire) == 0; };
     if (spin(done, kSpinBarrier)) return;
     while (int left = left_.load(std::memory_order_acquire)) left_.wait(left, std::memory_order_acquire);
@@ -185,7 +189,7 @@ void set_num_threads(int n) { pool().threads = std::clamp(n, 1, 1024); }
 int threads_for(double work, double grain) {
   int useful = int(std::min(work / grain, 1e6)) + 1;
   int threads = std::min(num_threads(), useful);
-  return threads > 1 && pool().crowded() ? (threads + 1) / 2 : threads;
+  return threads > 1 && work < kShortWork && pool().crowded() ? (threads + 1) / 2 : threads;
 }
 
 void fail_allocation(int nth) { allocation_countdown = nth; }

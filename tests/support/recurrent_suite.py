@@ -117,8 +117,8 @@ class RecurrentSuite:
         arrays, grads = make_arrays(variant, dtype), make_gradients(variant, dtype)
         repeated = {k: np.broadcast_to(v[:1], v.shape) for k, v in (arrays | grads).items()}
         copies = {k: v.copy() for k, v in repeated.items()}
-        runs = [run(ops, variant, {k: a[k] for k in arrays}, {k: a[k] for k in grads}) for a in (repeated, copies)]
-        assert_bitwise_equal(*runs, "broadcast")
+        got, want = (run(ops, variant, {k: a[k] for k in arrays}, {k: a[k] for k in grads}) for a in (repeated, copies))
+        assert_bitwise_equal(got, want, "broadcast")
 
     @pytest.mark.parametrize("N, lengths, precision", STREAMS)
     def test_streaming(
