@@ -106,8 +106,9 @@ class Worker {
         wake_.wait(lock, fresh);
         asleep_ = false;
       }
-      task_.fn(task_.context, rank_, task_.threads, *task_.barrier);
-      if (task_.left->fetch_sub(1, std::memory_order_release) == 1) task_.left->notify_one();
+      Task task = task_;  // a copy: once `left` is down the next one may be posted
+      task.fn(task.context, rank_, task.threads, *task.barrier);
+      if (task.left->fetch_sub(1, std::memory_order_release) == 1) task.left->notify_one();
     }
   }
 
