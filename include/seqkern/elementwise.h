@@ -47,7 +47,7 @@ struct AdamwUpdate {
   void *exp_avg = nullptr, *exp_avg_sq = nullptr;
 };
 
-enum class Function : std::uint8_t { exp, tanh, sigmoid, round_bf16 };
+enum class Function : std::uint8_t { exp, tanh, sigmoid, erf, round_bf16 };
 
 struct Map {
   Function function = Function::exp;

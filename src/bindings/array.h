@@ -98,6 +98,8 @@ void call(Kernel kernel, const Params& params) {
 void register_recurrent(py::module_&);
 void register_layers(py::module_&);
 void register_elementwise(py::module_&);
+void register_activation(py::module_&);
+void register_layer_norm(py::module_&);
 void register_runtime(py::module_&);
 
 }  // namespace seqkern

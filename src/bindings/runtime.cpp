@@ -18,9 +18,10 @@ py::array map(const std::string& name, py::handle x_) {
   Map p{Function::exp, x.array().size(), static_cast<const float*>(x.data())};
   if (name == "tanh") p.function = Function::tanh;
   else if (name == "sigmoid") p.function = Function::sigmoid;
+  else if (name == "erf") p.function = Function::erf;
   else if (name == "round_bf16") p.function = Function::round_bf16;
   else if (name != "exp")
-    throw py::value_error("math_eval: name must be exp, tanh, sigmoid or round_bf16, got '" + name + "'");
+    throw py::value_error("math_eval: name must be exp, tanh, sigmoid, erf or round_bf16, got '" + name + "'");
   py::array y = empty(py::dtype::of<float>(), {p.count});
   p.y = static_cast<float*>(y.mutable_data());
   call(cpu::map, p);

@@ -1,8 +1,10 @@
 // Every CPU kernel, one function pointer each, filled once per instruction set by kernel_table.cpp. A kernel
 // that an instruction set lacks is an undefined symbol: the build fails.
 #pragma once
+#include "seqkern/activation.h"
 #include "seqkern/elementwise.h"
 #include "seqkern/embedding.h"
+#include "seqkern/layer_norm.h"
 #include "seqkern/linear.h"
 #include "seqkern/recurrent.h"
 #include "seqkern/softmax.h"
@@ -22,6 +24,12 @@
   X(cross_entropy_backward, CrossEntropyBackward) \
   X(embedding_forward, EmbeddingForward)          \
   X(embedding_backward, EmbeddingBackward)        \
+  X(layer_norm_forward, NormForward)              \
+  X(layer_norm_backward, NormBackward)            \
+  X(rms_norm_forward, NormForward)                \
+  X(rms_norm_backward, NormBackward)              \
+  X(activation_forward, ActivationForward)        \
+  X(activation_backward, ActivationBackward)      \
   X(dropout, Dropout)                             \
   X(sgd_update, SgdUpdate)                        \
   X(adagrad_update, AdagradUpdate)                \

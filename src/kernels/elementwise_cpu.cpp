@@ -5,23 +5,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/thread_pool.h"
+#include "passes.h"
 #include "simd/math.h"
 #include "types_cpu.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {
-
-// f(begin, end) over every thread's part, cut at multiples of 64 elements.
-template <class F>
-void for_ranges(index_t count, F f) {
-  Job job;
-  auto body = [&](int rank, int threads, Barrier&) {
-    Range own = share(ceil_div(count, 64), rank, threads);
-    f(own.begin * 64, std::min(own.end * 64, count));
-  };
-  job.run(threads_for(double(count), 5.0e4), body);
-}
 
 // Philox4x32-10 for kPhilox counters at once, one in each lane of the loops.
 constexpr int kPhilox = 16;
@@ -144,6 +133,7 @@ void map(const Map& p) {
         case Function::exp: x = exp(x); break;
         case Function::tanh: x = tanh(x); break;
         case Function::sigmoid: x = sigmoid(x); break;
+        case Function::erf: x = erf(x); break;
         case Function::round_bf16: x = widen(narrow(x)); break;
       }
       store_n(p.y + i, x, n);

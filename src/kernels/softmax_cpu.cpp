@@ -1,37 +1,12 @@
 // Softmax, log-softmax and cross-entropy: a row at a time, three passes over what is then in L1.
 #include "seqkern/softmax.h"
 
-#include <algorithm>
-
-#include "cpu/thread_pool.h"
+#include "passes.h"
 #include "simd/math.h"
 #include "types_cpu.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {
-
-constexpr double kElementGrain = 1.0e4;
-
-// f(column, lanes) over a row.
-template <class A, class F>
-SEQKERN_INLINE void for_columns(index_t columns, F f) {
-  constexpr int L = kLanes<A>;
-  index_t j = 0;
-  for (; j + L <= columns; j += L) f(j, L);
-  if (j < columns) f(j, int(columns - j));
-}
-
-template <class F>
-void for_rows(index_t rows, index_t columns, F f) {
-  Job job;
-  auto body = [&](int rank, int threads, Barrier&) {
-    Range own = share(rows, rank, threads);
-    for (index_t r = own.begin; r < own.end; ++r) f(r);
-  };
-  job.run(
-      int(std::min<index_t>(threads_for(double(rows) * double(columns), kElementGrain), std::max<index_t>(rows, 1))),
-      body);
-}
 
 template <class A>
 struct Lse {
@@ -44,7 +19,7 @@ template <class T, class A = acc_t<T>>
 Lse<A> row_lse(const T* x, index_t columns) {
   constexpr A lowest = -__builtin_huge_val();
   Vec<A> top = splat(lowest), nan{};
-  for_columns<A>(columns, [&](index_t j, int n) {
+  for_columns<A>(columns, [&](index_t j, auto n) {
     Vec<A> v = load_n(x + j, n);
     if (n < kLanes<A>)
       for (int i = n; i < kLanes<A>; ++i) v[i] = lowest;
@@ -54,7 +29,7 @@ Lse<A> row_lse(const T* x, index_t columns) {
   A best = max_lanes(top) + sum_lanes(nan);
   if (best == lowest) best = 0;
   Vec<A> sum{};
-  for_columns<A>(columns, [&](index_t j, int n) {
+  for_columns<A>(columns, [&](index_t j, auto n) {
     Vec<A> e = exp(load_n(x + j, n) - best);
     for (int i = n; i < kLanes<A>; ++i) e[i] = 0;
     sum = sum + e;
@@ -71,9 +46,9 @@ void forward(const SoftmaxForward& p) {
     auto s = row_lse(x, p.columns);
     if (p.log) {
       A log_sum = std::log(s.sum);  // apart from the maximum, which may be far larger
-      for_columns<A>(p.columns, [&](index_t j, int n) { store_n(y + j, (load_n(x + j, n) - s.max) - log_sum, n); });
+      for_columns<A>(p.columns, [&](index_t j, auto n) { store_n(y + j, (load_n(x + j, n) - s.max) - log_sum, n); });
     } else {
-      for_columns<A>(p.columns, [&](index_t j, int n) { store_n(y + j, exp(load_n(x + j, n) - s.max) / s.sum, n); });
+      for_columns<A>(p.columns, [&](index_t j, auto n) { store_n(y + j, exp(load_n(x + j, n) - s.max) / s.sum, n); });
     }
   });
 }
@@ -85,11 +60,11 @@ void backward(const SoftmaxBackward& p) {
     auto y = static_cast<const T*>(p.y) + r * p.columns, dy = static_cast<const T*>(p.dy) + r * p.columns;
     auto dx = static_cast<T*>(p.dx) + r * p.columns;
     Vec<A> sums{};
-    for_columns<A>(p.columns, [&](index_t j, int n) {
+    for_columns<A>(p.columns, [&](index_t j, auto n) {
       sums = sums + (p.log ? load_n(dy + j, n) : load_n(dy + j, n) * load_n(y + j, n));
     });
     A sum = sum_lanes(sums);
-    for_columns<A>(p.columns, [&](index_t j, int n) {
+    for_columns<A>(p.columns, [&](index_t j, auto n) {
       Vec<A> d = load_n(dy + j, n), v = load_n(y + j, n);
       store_n(dx + j, p.log ? d - exp(v) * sum : v * (d - sum), n);
     });
@@ -112,7 +87,7 @@ void loss_forward(const CrossEntropyForward& p) {
     loss = (1 - smooth) * (std::log(s.sum) - (from_storage(x[t]) - s.max));
     if (smooth != 0) {
       Vec<A> total{};
-      for_columns<A>(p.columns, [&](index_t j, int n) {
+      for_columns<A>(p.columns, [&](index_t j, auto n) {
         Vec<A> v = load_n(x + j, n) - s.max;
         for (int i = n; i < kLanes<A>; ++i) v[i] = 0;
         total = total + v;
@@ -132,7 +107,7 @@ void loss_backward(const CrossEntropyBackward& p) {
     index_t t = p.target[r];
     bool ignored = t == p.ignore_index;
     A lse = static_cast<const A*>(p.lse)[r], scale = ignored ? A(0) : static_cast<const A*>(p.scale)[r];
-    for_columns<A>(p.columns, [&](index_t j, int n) {
+    for_columns<A>(p.columns, [&](index_t j, auto n) {
       store_n(dx + j, ignored ? Vec<A>{} : scale * (exp(load_n(x + j, n) - lse) - even), n);
     });
     if (!ignored) {

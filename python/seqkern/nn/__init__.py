@@ -4,6 +4,7 @@
 parameter gradients to `p.grad` and returns the gradients of the inputs as a tuple.
 """
 
+from .activation import GELU, Identity, ReLU, Sigmoid, SiLU, Tanh
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import ModuleList, Sequential
 from .dropout import Dropout
@@ -11,10 +12,12 @@ from .embedding import Embedding
 from .linear import Linear
 from .loss import CrossEntropyLoss
 from .module import Module, Parameter, Pullback
+from .norm import LayerNorm, RMSNorm
 from .recurrent import GRU, LSTM, RNN
 from .softmax import LogSoftmax, Softmax
 
 __all__ = [
+    "GELU",
     "GRU",
     "LSTM",
     "RNN",
@@ -22,14 +25,21 @@ __all__ = [
     "Dropout",
     "Embedding",
     "GRUCell",
+    "Identity",
     "LSTMCell",
+    "LayerNorm",
     "Linear",
     "LogSoftmax",
     "Module",
     "ModuleList",
     "Parameter",
     "Pullback",
+    "RMSNorm",
     "RNNCell",
+    "ReLU",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
     "Softmax",
+    "Tanh",
 ]

@@ -33,6 +33,10 @@ class Initializer:
         """N(0, 1)."""
         return Parameter(self.rng.standard_normal(shape).astype(self.dtype))
 
+    def constant(self, value: float, *shape: int) -> Parameter:
+        """`value` everywhere."""
+        return Parameter(np.full(shape, value, self.dtype))
+
 
 def check_size(value: Any, name: str, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`; TypeError or ValueError names the argument."""

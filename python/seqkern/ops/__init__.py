@@ -6,11 +6,15 @@ differentiable ``op`` there is ``op_forward(...) -> outputs..., saved`` and ``op
 which returns a named tuple of gradients.
 """
 
+from .activation import *  # noqa: F403
+from .activation import __all__ as _activation
 from .elementwise import *  # noqa: F403
 from .elementwise import __all__ as _elementwise
+from .layer_norm import *  # noqa: F403
+from .layer_norm import __all__ as _layer_norm
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 from .recurrent import *  # noqa: F403
 from .recurrent import __all__ as _recurrent
 
-__all__ = [*_recurrent, *_layers, *_elementwise]
+__all__ = [*_recurrent, *_layers, *_elementwise, *_activation, *_layer_norm]

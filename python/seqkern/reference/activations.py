@@ -1,7 +1,9 @@
-"""Elementwise activations: relu, silu, and gelu in its exact and its tanh form.
+"""Elementwise activations: relu, sigmoid, tanh, silu, and gelu in its exact and its tanh form.
 
     relu(x) = max(x, 0)                             relu'(x) = 1 where x > 0
-    silu(x) = x s,  s = sigmoid(x)                  silu'(x) = s (1 + x (1 - s))
+    sigmoid(x) = s = 1 / (1 + e⁻ˣ)                  sigmoid'(x) = s (1 - s)
+    tanh(x)                                         tanh'(x) = 1 - tanh(x)²
+    silu(x) = x s                                   silu'(x) = s (1 + x (1 - s))
     gelu(x) = x Φ(x),  Φ(x) = erfc(-x / √2) / 2     gelu'(x) = Φ(x) + x φ(x),  φ = e^(-x²/2) / √(2π)
     gelu_tanh(x) = x (1 + t) / 2,  t = tanh(u),  u = √(2/π) (x + 0.044715 x³)
         gelu_tanh'(x) = (1 + t) / 2 + x (1 - t²) u' / 2
@@ -16,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arrays import Array, compute_dtype, narrow, or_zeros, sigmoid, widen
+from ._arrays import Array, compute_dtype, narrow, or_zeros, widen
+from ._arrays import sigmoid as _sigmoid
 
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
@@ -29,6 +32,30 @@ class ReLUSaved(NamedTuple):
 
 class ReLUGradients(NamedTuple):
     """dx, of x's shape and dtype."""
+
+    dx: Array
+
+
+class SigmoidSaved(NamedTuple):
+    """The output."""
+
+    y: Array
+
+
+class SigmoidGradients(NamedTuple):
+    """dx, of y's shape and dtype."""
+
+    dx: Array
+
+
+class TanhSaved(NamedTuple):
+    """The output."""
+
+    y: Array
+
+
+class TanhGradients(NamedTuple):
+    """dx, of y's shape and dtype."""
 
     dx: Array
 
@@ -82,10 +109,44 @@ def relu_backward(dy: Array | None, saved: ReLUSaved) -> ReLUGradients:
     return ReLUGradients(narrow(np.where(_wide(saved.x) <= 0, np.zeros_like(dy), dy), saved.x))
 
 
+def sigmoid_forward(x: Array) -> tuple[Array, SigmoidSaved]:
+    """As `sigmoid`, and what `sigmoid_backward` needs: y, saved."""
+    y = narrow(_sigmoid(_wide(x)), x)
+    return y, SigmoidSaved(y)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e⁻ˣ); the shape and dtype of x."""
+    return sigmoid_forward(x)[0]
+
+
+def sigmoid_backward(dy: Array | None, saved: SigmoidSaved) -> SigmoidGradients:
+    """dx = dy y (1 - y); dy None stands for zero."""
+    y = _wide(saved.y)
+    return SigmoidGradients(_times_slope(dy, y * (1 - y), saved.y))
+
+
+def tanh_forward(x: Array) -> tuple[Array, TanhSaved]:
+    """As `tanh`, and what `tanh_backward` needs: y, saved."""
+    y = narrow(np.tanh(_wide(x)), x)
+    return y, TanhSaved(y)
+
+
+def tanh(x: Array) -> Array:
+    """tanh x; the shape and dtype of x."""
+    return tanh_forward(x)[0]
+
+
+def tanh_backward(dy: Array | None, saved: TanhSaved) -> TanhGradients:
+    """dx = dy (1 - y²); dy None stands for zero."""
+    y = _wide(saved.y)
+    return TanhGradients(_times_slope(dy, 1 - y * y, saved.y))
+
+
 def silu_forward(x: Array) -> tuple[Array, SiLUSaved]:
     """As `silu`, and what `silu_backward` needs: y, saved."""
     wide = _wide(x)
-    return narrow(wide * sigmoid(wide), x), SiLUSaved(x)
+    return narrow(wide * _sigmoid(wide), x), SiLUSaved(x)
 
 
 def silu(x: Array) -> Array:
@@ -96,7 +157,7 @@ def silu(x: Array) -> Array:
 def silu_backward(dy: Array | None, saved: SiLUSaved) -> SiLUGradients:
     """dx = dy silu'(x); dy None stands for zero."""
     x = _wide(saved.x)
-    s = sigmoid(x)
+    s = _sigmoid(x)
     return SiLUGradients(_times_slope(dy, s * (1 + x * (1 - s)), saved.x))
 
 
@@ -105,14 +166,16 @@ def _normal_cdf(x: Array) -> Array:
     return np.asarray(_erfc(-x / math.sqrt(2)) / 2, x.dtype)
 
 
-def _gelu_tanh(x: Array) -> Array:
-    return np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+def _gelu_tanh_argument(x: Array) -> Array:
+    """2u of the docstring: (1 + tanh u) / 2 = sigmoid(2u), which does not cancel."""
+    return 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
 
 
 def gelu_forward(x: Array, approximate: str = "none") -> tuple[Array, GELUSaved]:
     """As `gelu`, and what `gelu_backward` needs: y, saved."""
     wide = _wide(x)
-    weight = _normal_cdf(wide) if approximate == "none" else (1 + _gelu_tanh(wide)) / 2
+    exact = approximate == "none"
+    weight = _normal_cdf(wide) if exact else _sigmoid(_gelu_tanh_argument(wide))
     return narrow(wide * weight, x), GELUSaved(x, approximate)
 
 
@@ -127,7 +190,7 @@ def gelu_backward(dy: Array | None, saved: GELUSaved) -> GELUGradients:
     if saved.approximate == "none":
         slope = _normal_cdf(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     else:
-        t = _gelu_tanh(x)
-        du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
-        slope = (1 + t) / 2 + x * (1 - t**2) * du / 2
+        v = _gelu_tanh_argument(x)
+        dv = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+        slope = _sigmoid(v) * (1 + x * _sigmoid(-v) * dv)
     return GELUGradients(_times_slope(dy, slope, saved.x))
