@@ -25,7 +25,7 @@ import numpy as np
 import seqkern
 from safetensors import safe_open
 from safetensors.numpy import save
-from seqkern import optim, plot
+from seqkern import models, optim, plot
 
 
 def parser(doc: str | None, steps: int, **defaults: Any) -> argparse.ArgumentParser:
@@ -55,6 +55,29 @@ def parser(doc: str | None, steps: int, **defaults: Any) -> argparse.ArgumentPar
 def schedule(progress: float) -> float:
     """Learning rate over the run: up in its first hundredth, then half a cosine down to 2 %."""
     return optim.cosine(round(1e4 * progress), total_steps=10_000, warmup_steps=100, final=0.02)
+
+
+def sequence_training(args: argparse.Namespace, *names: str, **sizes: Any) -> Training:
+    """A SequenceModel of the options' and these sizes, and AdamW.
+
+    names: the example's own options, which a resumed run must share, as it must --batch, --lr and --seed.
+    """
+    seqkern.manual_seed(args.seed)
+    core = {"hidden_size": args.hidden, "num_layers": args.layers, "cell": args.cell}
+    model = models.SequenceModel(models.SequenceModelConfig(**core, **sizes))
+    settings = {"config": vars(model.config)}
+    settings |= {name: getattr(args, name) for name in ("batch", "lr", "seed", *names)}
+    return Training(model, optim.AdamW(model.named_parameters()), settings, args.checkpoint)
+
+
+def draw_rows(args: argparse.Namespace, step: int, count: int) -> np.ndarray:
+    """The batch of a step: numbers below count that depend on the seed and the step alone."""
+    return np.random.default_rng([args.seed, step]).integers(0, count, args.batch)
+
+
+def mean_square(error: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of error^2 and its gradient."""
+    return float(np.mean(error**2)), 2 * error / error.size
 
 
 @dataclass

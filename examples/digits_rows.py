@@ -9,9 +9,8 @@ read off the final state. A fifth of the images is held out.
 from __future__ import annotations
 
 import numpy as np
-import seqkern
-from _training import Training, parser
-from seqkern import models, nn, optim
+from _training import draw_rows, parser, sequence_training
+from seqkern import nn
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
@@ -33,23 +32,12 @@ def main() -> None:
     args = options.parse_args()
     images, digits = load()
     split = len(digits) * 4 // 5
-    seqkern.manual_seed(args.seed)
-    config = models.SequenceModelConfig(
-        input_size=8,
-        output_size=10,
-        hidden_size=args.hidden,
-        num_layers=args.layers,
-        cell=args.cell,
-        bidirectional=args.bidirectional,
-    )
-    model = models.SequenceModel(config)
-    optimizer = optim.AdamW(model.named_parameters())
-    settings = {"config": vars(config), "batch": args.batch, "lr": args.lr, "seed": args.seed}
-    training = Training(model, optimizer, settings, args.checkpoint)
+    training = sequence_training(args, input_size=8, output_size=10, bidirectional=args.bidirectional)
+    model = training.model
     cross_entropy = nn.CrossEntropyLoss()
 
     def compute(step: int) -> float:
-        rows = np.random.default_rng([args.seed, step]).integers(0, split, args.batch)
+        rows = draw_rows(args, step, split)
         output, pullback = model.vjp(images[rows])
         loss, pull_loss = cross_entropy.vjp(output.logits, digits[rows])
         (dlogits,) = pull_loss()

@@ -13,9 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import seqkern
-from _training import Training, parser
-from seqkern import models, optim
+from _training import draw_rows, mean_square, parser, sequence_training
 
 
 def make_drawings(rng: np.random.Generator, count: int, steps: int) -> tuple[np.ndarray, ...]:
@@ -48,31 +46,18 @@ def main() -> None:
     args = options.parse_args()
     vectors, drawings = make_drawings(np.random.default_rng(args.seed), 4096 + 256, args.points)
     split = 4096
-    seqkern.manual_seed(args.seed)
-    config = models.SequenceModelConfig(
-        input_size=5,
-        output_size=2,
-        hidden_size=args.hidden,
-        num_layers=args.layers,
-        cell=args.cell,
-        task="one_to_many",
-    )
-    model = models.SequenceModel(config)
-    optimizer = optim.AdamW(model.named_parameters())
-    names = ("batch", "lr", "seed", "points")
-    settings = {"config": vars(config)} | {name: getattr(args, name) for name in names}
-    training = Training(model, optimizer, settings, args.checkpoint)
+    training = sequence_training(args, "points", input_size=5, output_size=2, task="one_to_many")
+    model = training.model
 
     def compute(step: int) -> float:
-        rows = np.random.default_rng([args.seed, step]).integers(0, split, args.batch)
+        rows = draw_rows(args, step, split)
         output, pullback = model.vjp(vectors[rows], steps=args.points)
-        error = output.logits - drawings[rows]
-        pullback(2 * error / error.size)
-        return float(np.mean(error**2))
+        loss, dlogits = mean_square(output.logits - drawings[rows])
+        pullback(dlogits)
+        return loss
 
     def evaluate() -> float:
-        error = model.generate(vectors[split:], args.points) - drawings[split:]
-        return float(np.mean(error**2))
+        return mean_square(model.generate(vectors[split:], args.points) - drawings[split:])[0]
 
     training.run(args, compute, evaluate)
     variance = float(drawings[split:].var())

@@ -10,9 +10,7 @@ Errors are mean squares, in units of each channel's variance.
 from __future__ import annotations
 
 import numpy as np
-import seqkern
-from _training import Training, parser
-from seqkern import models, optim
+from _training import draw_rows, mean_square, parser, sequence_training
 
 NOISE, DELAY = 0.15, 12
 
@@ -35,34 +33,21 @@ def main() -> None:
     args = options.parse_args()
     data, noise = make_series(np.random.default_rng(args.seed), 320, args.length)
     split = 256
-    seqkern.manual_seed(args.seed)
-    config = models.SequenceModelConfig(
-        input_size=4,
-        output_size=4,
-        hidden_size=args.hidden,
-        num_layers=args.layers,
-        cell=args.cell,
-        task="many_to_many",
-    )
-    model = models.SequenceModel(config)
-    optimizer = optim.AdamW(model.named_parameters())
-    names = ("batch", "lr", "seed", "length")
-    settings = {"config": vars(config)} | {name: getattr(args, name) for name in names}
-    training = Training(model, optimizer, settings, args.checkpoint)
+    training = sequence_training(args, "length", input_size=4, output_size=4, task="many_to_many")
+    model = training.model
 
     def compute(step: int) -> float:
-        rows = np.random.default_rng([args.seed, step]).integers(0, split, args.batch)
+        rows = draw_rows(args, step, split)
         output, pullback = model.vjp(data[rows, :-1])
-        error = output.logits - data[rows, 1:]
-        pullback(2 * error / error.size)
-        return float(np.mean(error**2))
+        loss, dlogits = mean_square(output.logits - data[rows, 1:])
+        pullback(dlogits)
+        return loss
 
     def evaluate() -> float:
-        error = model(data[split:, :-1]).logits - data[split:, 1:]
-        return float(np.mean(error**2))
+        return mean_square(model(data[split:, :-1]).logits - data[split:, 1:])[0]
 
     training.run(args, compute, evaluate)
-    as_before = float(np.mean((data[split:, 1:] - data[split:, :-1]) ** 2))
+    as_before = mean_square(data[split:, 1:] - data[split:, :-1])[0]
     print(f"held-out error {evaluate():.4f}; noise alone {noise:.4f}; as before {as_before:.4f}")
     training.plot(args.plot, title="predicting the next step", ylabel="mean square error")
 

@@ -21,6 +21,20 @@ py::array as_array(const char* op, const char* name, py::handle object) {
   return a;
 }
 
+void expect_dims(const char* op, const char* name, const py::array& a, std::initializer_list<Dim> dims) {
+  bool same = a.ndim() == py::ssize_t(dims.size());
+  int i = 0;
+  for (auto& d : dims) same = same && a.shape(i++) == d.size;
+  if (same) return;
+  Shape sizes;
+  std::string names;
+  for (auto& d : dims) {
+    names += (names.empty() ? "" : ", ") + std::string(d.name);
+    sizes.push_back(d.size);
+  }
+  expect_shape(op, name, a, sizes, ("[" + names + "] = ").c_str());
+}
+
 index_t as_index(const void* p, int size, bool is_signed) {
   auto read = [p]<class T>(T v) {
     std::memcpy(&v, p, sizeof v);
@@ -36,10 +50,10 @@ index_t as_index(const void* p, int size, bool is_signed) {
 
 }  // namespace
 
-std::string shape_text(const index_t* sizes, int rank) {
-  std::string text = "[";
-  for (int i = 0; i < rank; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
+std::string shape_text(const Shape& shape) {
+  std::string text;
+  for (index_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
 }
 
 const char* dtype_name(DType dtype) {
@@ -65,27 +79,12 @@ Array::Array(const char* op, const char* name, py::handle object, bool optional)
 
 void Array::fail(const std::string& what) const { throw py::value_error(describe(op_, name_) + what); }
 
-std::string Array::got_shape() const {
-  std::vector<index_t> sizes(array_.shape(), array_.shape() + array_.ndim());
-  return shape_text(sizes.data(), rank());
-}
-
 void Array::expect_rank(int want, const char* layout) const {
-  if (rank() != want) fail(std::string(" must be ") + layout + ", got shape " + got_shape());
+  if (rank() != want) fail(std::string(" must be ") + layout + ", got shape " + shape_text(shape_of(array_)));
 }
 
 void Array::expect(std::initializer_list<Dim> dims) const {
-  if (!array_) return;
-  bool same = rank() == int(dims.size());
-  int i = 0;
-  for (auto& d : dims) same = same && size(i++) == d.size;
-  if (same) return;
-  std::string names, sizes;
-  for (auto& d : dims) {
-    names += (names.empty() ? "" : ", ") + std::string(d.name);
-    sizes += (sizes.empty() ? "" : ", ") + std::to_string(d.size);
-  }
-  fail(" must be [" + names + "] = [" + sizes + "], got " + got_shape());
+  if (array_) expect_dims(op_, name_, array_, dims);
 }
 
 void Array::expect_dtype(DType want) const {
@@ -136,19 +135,7 @@ Integers::Integers(const char* op, const char* name, py::handle object, bool opt
 }
 
 void Integers::expect(std::initializer_list<Dim> dims) const {
-  if (!present_) return;
-  bool same = array_.ndim() == py::ssize_t(dims.size());
-  int i = 0;
-  for (auto& d : dims) same = same && array_.shape(i++) == d.size;
-  if (same) return;
-  std::string names, sizes;
-  for (auto& d : dims) {
-    names += (names.empty() ? "" : ", ") + std::string(d.name);
-    sizes += (sizes.empty() ? "" : ", ") + std::to_string(d.size);
-  }
-  std::vector<index_t> got(array_.shape(), array_.shape() + array_.ndim());
-  throw py::value_error(describe(op_, name_) + " must be [" + names + "] = [" + sizes + "], got " +
-                        shape_text(got.data(), int(got.size())));
+  if (present_) expect_dims(op_, name_, array_, dims);
 }
 
 void Integers::expect_between(index_t low, index_t high, index_t also) {
@@ -168,10 +155,13 @@ void Integers::expect_between(index_t low, index_t high, index_t also) {
   }
 }
 
-py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape) {
-  return empty(dtype, std::vector<index_t>(shape));
+void expect_shape(const char* op, const char* name, const Shape& got, const Shape& want, const char* meaning) {
+  if (got != want)
+    throw py::value_error(describe(op, name) + " must be " + meaning + shape_text(want) + ", got " + shape_text(got));
 }
-py::array empty(const py::dtype& dtype, const std::vector<index_t>& shape) {
+
+py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape) { return empty(dtype, Shape(shape)); }
+py::array empty(const py::dtype& dtype, const Shape& shape) {
   count_allocation();
   return py::array(dtype, shape);
 }

@@ -24,7 +24,10 @@ struct Dim {
   index_t size;
 };
 
-std::string shape_text(const index_t* sizes, int rank);
+using Shape = std::vector<index_t>;
+
+std::string shape_text(const Shape& shape);
+inline std::string shape_text(const index_t* sizes, int rank) { return shape_text(Shape(sizes, sizes + rank)); }
 
 // One array argument, or none. Holds a reference; `data` is contiguous, aligned memory once taken.
 class Array {
@@ -52,7 +55,6 @@ class Array {
 
  private:
   [[noreturn]] void fail(const std::string& what) const;
-  std::string got_shape() const;
 
   const char* op_ = "";
   const char* name_ = "";
@@ -84,8 +86,19 @@ class Integers {
   std::vector<index_t> values_;
 };
 
+inline Shape shape_of(const py::array& a) { return {a.shape(), a.shape() + a.ndim()}; }
+inline Shape shape_of(const Array& a) { return shape_of(a.array()); }
+inline Shape shape_of(const Integers& a) { return shape_of(a.array()); }
+
+// ValueError unless an array of shape `got` has the shape `want`; `meaning` says which, e.g. "the shape of x, ".
+void expect_shape(const char* op, const char* name, const Shape& got, const Shape& want, const char* meaning = "");
+template <class A>
+void expect_shape(const char* op, const char* name, const A& a, const Shape& want, const char* meaning = "") {
+  expect_shape(op, name, shape_of(a), want, meaning);
+}
+
 py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape);
-py::array empty(const py::dtype& dtype, const std::vector<index_t>& shape);
+py::array empty(const py::dtype& dtype, const Shape& shape);
 py::dtype numpy_dtype(DType dtype);  // f32 or f64
 
 // Runs a kernel without the interpreter lock.

@@ -1,14 +1,14 @@
 // Dropout and the optimiser updates: unpack, check, call.
 #include "seqkern/elementwise.h"
 
-#include "array.h"
+#include "output.h"
 
 namespace seqkern {
 namespace {
 
 py::array dropout(py::handle x_, double p, std::uint64_t seed, std::uint64_t offset, const char* name) {
   Array x("dropout", name, x_);
-  py::array y = empty(x.numpy_dtype(), std::vector<index_t>(x.array().shape(), x.array().shape() + x.array().ndim()));
+  py::array y = empty(x.numpy_dtype(), shape_of(x));
   call(cpu::dropout, Dropout{x.dtype(), x.array().size(), p, seed, offset, x.data(), y.mutable_data()});
   return y;
 }
@@ -16,11 +16,7 @@ py::array dropout(py::handle x_, double p, std::uint64_t seed, std::uint64_t off
 // The mask of x on its gradient.
 py::array dropout_backward(py::handle dy_, py::handle x_, double p, std::uint64_t seed, std::uint64_t offset) {
   Array x("dropout", "x", x_), dy("dropout", "dy", dy_);
-  std::vector<index_t> want(x.array().shape(), x.array().shape() + x.rank()),
-      got(dy.array().shape(), dy.array().shape() + dy.rank());
-  if (want != got)
-    throw py::value_error("dropout: dy must have the shape of x, " + shape_text(want.data(), x.rank()) + ", got " +
-                          shape_text(got.data(), dy.rank()));
+  expect_shape("dropout", "dy", dy, shape_of(x), "the shape of x, ");
   dy.expect_dtype(x.dtype());
   return dropout(dy_, p, seed, offset, "dy");
 }
@@ -33,19 +29,17 @@ struct Update {
       : param(op_, "param", param_), grad(op_, "grad", grad_), op(op_) {
     grad.expect_accumulator(param.dtype(), param.dtype() == DType::bf16);
     same_shape("grad", grad);
+    expect_apart(op, "param", param, {&grad});
   }
   void same_shape(const char* name, const Array& a) const {
-    const py::array &want = param.array(), &got = a.array();
-    if (want.ndim() == got.ndim() && std::equal(want.shape(), want.shape() + want.ndim(), got.shape())) return;
-    std::vector<index_t> w(want.shape(), want.shape() + want.ndim()), g(got.shape(), got.shape() + got.ndim());
-    throw py::value_error(std::string(op) + ": " + name + " must have the shape of param, " +
-                          shape_text(w.data(), int(w.size())) + ", got " + shape_text(g.data(), int(g.size())));
+    expect_shape(op, name, a, shape_of(param), "the shape of param, ");
   }
   void* state(const char* name, py::handle object, Array& keep, bool optional = false) const {
     keep = Array(op, name, object, optional);
     if (!keep) return nullptr;
     keep.expect_dtype(accumulator(param.dtype()));
     same_shape(name, keep);
+    expect_apart(op, name, keep, {&param, &grad});
     return keep.writable();
   }
   index_t count() const { return param.array().size(); }
@@ -73,6 +67,7 @@ void adamw(py::handle param, py::handle grad, py::handle exp_avg, py::handle exp
   Update u("adamw_update", param, grad);
   Array m, v;
   void *first = u.state("exp_avg", exp_avg, m), *second = u.state("exp_avg_sq", exp_avg_sq, v);
+  expect_apart(u.op, "exp_avg", m, {&v});
   call(cpu::adamw_update, AdamwUpdate{u.param.dtype(), u.count(), step, lr, beta1, beta2, eps, weight_decay,
                                       u.param.writable(), u.grad.accumulator_data(), first, second});
 }

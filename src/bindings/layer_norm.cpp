@@ -23,8 +23,7 @@ struct Dims {
     if (normalized.empty() || normalized.size() > whole.size() ||
         !std::equal(normalized.begin(), normalized.end(), whole.begin() + std::ptrdiff_t(lead)))
       throw py::value_error(std::string(op) + ": " + name +
-                            " must end in normalized_shape = " + shape_text(normalized.data(), int(normalized.size())) +
-                            ", got " + shape_text(whole.data(), int(whole.size())));
+                            " must end in normalized_shape = " + shape_text(normalized) + ", got " + shape_text(whole));
     statistics.assign(whole.begin(), whole.begin() + std::ptrdiff_t(lead));
     rows = product(statistics.begin(), statistics.end());
     columns = product(normalized.begin(), normalized.end());

@@ -7,8 +7,7 @@
 namespace seqkern {
 namespace {
 
-std::vector<index_t> shape_of(const py::array& a) { return {a.shape(), a.shape() + a.ndim()}; }
-index_t product(const std::vector<index_t>& v) {
+index_t product(const Shape& v) {
   index_t n = 1;
   for (auto d : v) n *= d;
   return n;
@@ -17,12 +16,12 @@ index_t product(const std::vector<index_t>& v) {
 [[noreturn]] void bad(const std::string& what) { throw py::value_error(what); }
 
 // x [..., in] and weight [out, in] with their types; the leading dimensions of x.
-std::vector<index_t> check_linear(const char* op, Array& x, Array& weight) {
+Shape check_linear(const char* op, Array& x, Array& weight) {
   weight.expect_rank(2, "[out_features, in_features]");
-  auto lead = shape_of(x.array());
+  Shape lead = shape_of(x);
   if (lead.empty() || lead.back() != weight.size(1))
     bad(std::string(op) + ": x must be [..., in_features] with in_features = " + std::to_string(weight.size(1)) +
-        ", got " + shape_text(lead.data(), int(lead.size())));
+        ", got " + shape_text(lead));
   if (!(x.dtype() == DType::f32 && weight.dtype() == DType::bf16)) weight.expect_dtype(x.dtype());
   lead.pop_back();
   return lead;
@@ -34,7 +33,7 @@ py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_) {
   auto lead = check_linear(op, x, weight);
   bias.expect({{"out_features", weight.size(0)}});
   bias.expect_accumulator(x.dtype(), weight.dtype() == DType::bf16);
-  auto shape = lead;
+  Shape shape = lead;
   shape.push_back(weight.size(0));
   py::array y = empty(x.numpy_dtype(), shape);
   LinearForward p{x.dtype(), weight.dtype(), product(lead),           weight.size(1),  weight.size(0),
@@ -47,15 +46,12 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, boo
   const char* op = "linear";
   Array x(op, "x", x_), weight(op, "weight", weight_), dy(op, "dy", dy_);
   auto lead = check_linear(op, x, weight);
-  auto shape = lead;
+  Shape shape = lead;
   shape.push_back(weight.size(0));
-  auto got = shape_of(dy.array());
-  if (got != shape)
-    bad("linear: dy must be " + shape_text(shape.data(), int(shape.size())) + ", got " +
-        shape_text(got.data(), int(got.size())));
+  expect_shape(op, "dy", dy, shape);
   dy.expect_dtype(x.dtype());
   py::dtype type = numpy_dtype(accumulator(x.dtype()));
-  py::array dx = empty(x.numpy_dtype(), shape_of(x.array())), dweight = empty(type, {weight.size(0), weight.size(1)});
+  py::array dx = empty(x.numpy_dtype(), shape_of(x)), dweight = empty(type, {weight.size(0), weight.size(1)});
   py::object dbias = py::none();
   LinearBackward p{x.dtype(), weight.dtype(), product(lead), weight.size(1),    weight.size(0),
                    x.data(),  weight.data(),  dy.data(),     dx.mutable_data(), dweight.mutable_data()};
@@ -73,7 +69,7 @@ py::array embedding_forward(py::handle ids_, py::handle weight_) {
   Array weight(op, "weight", weight_);
   Integers ids(op, "ids", ids_);
   weight.expect_rank(2, "[num_embeddings, embedding_dim]");
-  auto shape = shape_of(ids.array());
+  Shape shape = shape_of(ids);
   shape.push_back(weight.size(1));
   ids.expect_between(0, weight.size(0) - 1);
   py::array y = empty(weight.numpy_dtype(), shape);
@@ -89,11 +85,9 @@ py::array embedding_backward(py::handle dy_, py::handle ids_, py::handle weight_
   weight.expect_rank(2, "[num_embeddings, embedding_dim]");
   dy.expect_dtype(weight.dtype());
   index_t rows = weight.size(0), width = weight.size(1);
-  auto shape = shape_of(ids.array()), got = shape_of(dy.array());
+  Shape shape = shape_of(ids);
   shape.push_back(width);
-  if (got != shape)
-    bad("embedding: dy must be " + shape_text(shape.data(), int(shape.size())) + ", got " +
-        shape_text(got.data(), int(got.size())));
+  expect_shape(op, "dy", dy, shape);
   ids.expect_between(0, rows - 1);
   py::array dweight = empty(numpy_dtype(accumulator(dy.dtype())), {rows, width});
   call(cpu::embedding_backward,
@@ -115,7 +109,7 @@ py::array softmax_forward(py::handle x_, bool log) {
   const char* op = log ? "log_softmax" : "softmax";
   Array x(op, "x", x_);
   Rows r(op, "x", x.array());
-  py::array y = empty(x.numpy_dtype(), shape_of(x.array()));
+  py::array y = empty(x.numpy_dtype(), shape_of(x));
   call(cpu::softmax_forward, SoftmaxForward{x.dtype(), r.rows, r.columns, log, x.data(), y.mutable_data()});
   return y;
 }
@@ -123,13 +117,10 @@ py::array softmax_forward(py::handle x_, bool log) {
 py::array softmax_backward(py::handle dy_, py::handle y_, bool log) {
   const char* op = log ? "log_softmax" : "softmax";
   Array y(op, "y", y_), dy(op, "dy", dy_);
-  auto want = shape_of(y.array()), got = shape_of(dy.array());
-  if (want != got)
-    bad(std::string(op) + ": dy must be " + shape_text(want.data(), int(want.size())) + ", got " +
-        shape_text(got.data(), int(got.size())));
+  expect_shape(op, "dy", dy, shape_of(y), "the shape of y, ");
   dy.expect_dtype(y.dtype());
   Rows r(op, "y", y.array());
-  py::array dx = empty(y.numpy_dtype(), want);
+  py::array dx = empty(y.numpy_dtype(), shape_of(y));
   call(cpu::softmax_backward,
        SoftmaxBackward{y.dtype(), r.rows, r.columns, log, y.data(), dy.data(), dx.mutable_data()});
   return dx;
@@ -143,11 +134,9 @@ struct Classes {
       : logits("cross_entropy", "logits", logits_),
         target("cross_entropy", "target", target_),
         r("cross_entropy", "logits", logits.array()) {
-    auto want = shape_of(logits.array()), got = shape_of(target.array());
+    Shape want = shape_of(logits);
     want.pop_back();
-    if (want != got)
-      bad("cross_entropy: target must be " + shape_text(want.data(), int(want.size())) +
-          ", the shape of logits without its last axis, got " + shape_text(got.data(), int(got.size())));
+    expect_shape("cross_entropy", "target", target, want, "the shape of logits without its last axis, ");
     if (r.columns < 1) bad("cross_entropy: logits must have at least one class, got 0");
     target.expect_between(0, r.columns - 1, ignore);
   }
@@ -157,7 +146,7 @@ struct Classes {
 py::tuple cross_entropy_forward(py::handle logits, py::handle target, index_t ignore, double smoothing) {
   Classes c(logits, target, ignore);
   py::dtype type = numpy_dtype(accumulator(c.logits.dtype()));
-  py::array loss = empty(type, shape_of(c.target.array())), lse = empty(type, shape_of(c.target.array()));
+  py::array loss = empty(type, shape_of(c.target)), lse = empty(type, shape_of(c.target));
   call(cpu::cross_entropy_forward,
        CrossEntropyForward{c.logits.dtype(), c.r.rows, c.r.columns, ignore, smoothing, c.logits.data(), c.target.data(),
                            loss.mutable_data(), lse.mutable_data()});
@@ -168,15 +157,11 @@ py::array cross_entropy_backward(py::handle scale_, py::handle logits, py::handl
                                  index_t ignore, double smoothing) {
   Classes c(logits, target, ignore);
   Array lse("cross_entropy", "lse", lse_), scale("cross_entropy", "dloss", scale_);
-  auto want = shape_of(c.target.array());
   for (auto a : {&lse, &scale}) {
-    auto got = shape_of(a->array());
-    if (got != want)
-      bad(std::string("cross_entropy: ") + (a == &lse ? "lse" : "dloss") + " must be " +
-          shape_text(want.data(), int(want.size())) + ", got " + shape_text(got.data(), int(got.size())));
+    expect_shape("cross_entropy", a == &lse ? "lse" : "dloss", *a, shape_of(c.target), "the shape of target, ");
     a->expect_dtype(accumulator(c.logits.dtype()));
   }
-  py::array dlogits = empty(c.logits.numpy_dtype(), shape_of(c.logits.array()));
+  py::array dlogits = empty(c.logits.numpy_dtype(), shape_of(c.logits));
   call(cpu::cross_entropy_backward,
        CrossEntropyBackward{c.logits.dtype(), c.r.rows, c.r.columns, ignore, smoothing, c.logits.data(), lse.data(),
                             scale.data(), c.target.data(), dlogits.mutable_data()});

@@ -19,12 +19,14 @@ Extent extent(const py::array& a) {
 
 }  // namespace
 
-void expect_shape(const char* op, const char* name, const Array& a, const Shape& want, const char* meaning) {
-  Shape got = shape_of(a);
-  if (got != want)
-    throw py::value_error(std::string(op) + ": " + name + " must be " + meaning +
-                          shape_text(want.data(), int(want.size())) + ", got " +
-                          shape_text(got.data(), int(got.size())));
+void expect_apart(const char* op, const char* name, const Array& own, std::initializer_list<const Array*> others) {
+  Extent mine = extent(own.array());
+  for (const Array* other : others) {
+    if (!*other) continue;
+    Extent theirs = extent(other->array());
+    if (mine.begin < theirs.end && theirs.begin < mine.end)
+      throw py::value_error(std::string(op) + ": " + name + " must not overlap any other array, got one that does");
+  }
 }
 
 py::array output(const char* op, const char* name, py::handle out, DType dtype, const py::dtype& numpy_dtype,
@@ -34,13 +36,7 @@ py::array output(const char* op, const char* name, py::handle out, DType dtype, 
   a.expect_dtype(dtype);
   expect_shape(op, name, a, shape);
   a.writable();
-  Extent own = extent(a.array());
-  for (const Array* input : inputs) {
-    if (!*input) continue;
-    Extent other = extent(input->array());
-    if (own.begin < other.end && other.begin < own.end)
-      throw py::value_error(std::string(op) + ": " + name + " must not overlap any other array, got one that does");
-  }
+  expect_apart(op, name, a, inputs);
   return a.array();
 }
 

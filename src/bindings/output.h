@@ -4,12 +4,8 @@
 
 namespace seqkern {
 
-using Shape = std::vector<index_t>;
-
-inline Shape shape_of(const Array& a) { return {a.array().shape(), a.array().shape() + a.rank()}; }
-
-// ValueError unless `a` has this shape; `meaning` says which, e.g. "the shape of x, ".
-void expect_shape(const char* op, const char* name, const Array& a, const Shape& want, const char* meaning = "");
+// ValueError if `own`, which is written, shares memory with one of `others`; absent ones do not count.
+void expect_apart(const char* op, const char* name, const Array& own, std::initializer_list<const Array*> others);
 
 // An array of this shape and type: `out` unless it is None, which must be contiguous, aligned, writable and apart
 // from all `inputs`. Call it before the inputs' data() replaces them by copies.

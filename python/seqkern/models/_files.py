@@ -7,15 +7,19 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from ..nn._arrays import to_numpy
+from ..nn.module import Module
+
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
 C = TypeVar("C")
+M = TypeVar("M", bound=Module)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -33,17 +37,17 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
-def save_model(
-    folder: str | os.PathLike[str], config: Any, weights: Mapping[str, np.ndarray]
-) -> None:
-    """Write a config dataclass and the weights into `folder`, made if need be."""
+def save_model(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Write a model's config dataclass and its parameters into `folder`, made if need be."""
     from safetensors.numpy import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(value, order="C") for name, value in weights.items()}
+    arrays = {
+        name: np.asarray(to_numpy(p.data, name), order="C") for name, p in model.named_parameters()
+    }
     write_atomically(folder / WEIGHTS_NAME, save(arrays, metadata={"format": "np"}))
-    text = json.dumps(dataclasses.asdict(config), indent=2)
+    text = json.dumps(dataclasses.asdict(model.config), indent=2)
     write_atomically(folder / CONFIG_NAME, f"{text}\n".encode())
 
 
@@ -67,6 +71,16 @@ def load_model(
         return config, load_file(weights_path)
     except SafetensorError as error:
         raise ValueError(f"from_pretrained: '{weights_path}' is damaged: {error}") from error
+
+
+def restore_model(
+    model_type: Callable[..., M], config: Any, weights: dict[str, np.ndarray], like: str
+) -> M:
+    """A model in eval mode with these weights; it has the dtype of the one called `like`."""
+    dtype = weights[like].dtype if like in weights else np.float32
+    model = model_type(config, dtype=dtype, rng=np.random.default_rng(0))
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def read_config(path: Path, config_type: type[C]) -> C:

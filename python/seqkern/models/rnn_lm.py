@@ -21,7 +21,7 @@ from .. import ops
 from ..nn import CrossEntropyLoss, Dropout, Embedding, Linear
 from ..nn._arrays import Array, array_module, check_array, shape_text, to_numpy
 from ..nn.module import Module, Pullback
-from ._files import load_model, save_model
+from ._files import load_model, restore_model, save_model
 from ._recurrent import RecurrentOutput, make_core, split_gradient
 from ._sampling import check_sampling, sample
 
@@ -177,8 +177,7 @@ class RNNLM(Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into `folder`, each atomically."""
-        weights = {name: to_numpy(p.data, name) for name, p in self.named_parameters()}
-        save_model(folder, self.config, weights)
+        save_model(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -186,13 +185,10 @@ class RNNLM(Module):
     ) -> RNNLM:
         """A model in eval mode from a folder, or from one .safetensors file plus `config`."""
         known, weights = load_model(path, RNNLMConfig, config)
-        dtype = weights["head.weight"].dtype if "head.weight" in weights else np.float32
         if known.tie_weights and "embedding.weight" in weights:
-            dtype = weights["embedding.weight"].dtype
             weights.setdefault("head.weight", weights["embedding.weight"])
-        model = cls(known, dtype=dtype, rng=np.random.default_rng(0))
-        model.load_state_dict(weights)
-        return model.eval()
+        like = "embedding.weight" if known.tie_weights else "head.weight"
+        return restore_model(cls, known, weights, like=like)
 
 
 def _time_first(ids: Array, name: str = "ids") -> Array:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..nn import Embedding, Linear
-from ..nn._arrays import Array, array_module, check_array, shape_text, to_numpy
+from ..nn._arrays import Array, array_module, check_array, shape_text
 from ..nn._init import check_choice, check_size
 from ..nn.module import Module, Pullback
-from ._files import load_model, save_model
+from ._files import load_model, restore_model, save_model
 from ._recurrent import RecurrentOutput, make_core, split_gradient
 
 TASKS = ("many_to_one", "many_to_many", "one_to_many")
@@ -155,8 +155,7 @@ class SequenceModel(Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into `folder`, each atomically."""
-        weights = {name: to_numpy(p.data, name) for name, p in self.named_parameters()}
-        save_model(folder, self.config, weights)
+        save_model(self, folder)
 
     @classmethod
     def from_pretrained(
@@ -164,10 +163,7 @@ class SequenceModel(Module):
     ) -> SequenceModel:
         """A model in eval mode from a folder, or from one .safetensors file plus `config`."""
         known, weights = load_model(path, SequenceModelConfig, config)
-        dtype = weights["head.weight"].dtype if "head.weight" in weights else np.float32
-        model = cls(known, dtype=dtype, rng=np.random.default_rng(0))
-        model.load_state_dict(weights)
-        return model.eval()
+        return restore_model(cls, known, weights, like="head.weight")
 
 
 def _hidden(hx: Any) -> Array:

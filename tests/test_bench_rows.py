@@ -1,0 +1,126 @@
+"""The benchmark's rows: their sizes and counts, and that every contender computes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from seqkern.__main__ import bench_module
+
+cli, limits, peers, shapes, tasks = map(bench_module, ("cli", "limits", "peers", "shapes", "tasks"))
+
+
+class TestShapes:
+    def test_every_kind_has_the_eight_rows(self) -> None:
+        for kind in shapes.KINDS:
+            rows = [row for row in shapes.RECURRENT_ROWS if row.kind == kind]
+            assert [row.group for row in rows].count("small") == 2
+            assert [row.group for row in rows].count("streaming") == 3
+            assert [row.group for row in rows].count("batched") == 3
+
+    def test_labels_are_distinct(self) -> None:
+        labels = [row.label for row in shapes.RECURRENT_ROWS]
+        assert len(set(labels)) == len(labels) == 24
+
+    def test_flops(self) -> None:
+        row = shapes.RecurrentRow("lstm", 100, 32, 512, 512, 1, False, "batched")
+        assert row.flops() == 2 * 100 * 32 * 4 * 512 * (512 + 512)
+        assert row.flops(train=True) == 3 * row.flops()
+
+    def test_flops_of_stacked_bidirectional_layers(self) -> None:
+        row = shapes.RecurrentRow("gru", 200, 16, 256, 256, 2, True, "batched")
+        first, second = 3 * 256 * (256 + 256), 3 * 256 * (512 + 256)
+        assert row.flops() == 2 * 200 * 16 * 2 * (first + second)
+
+    def test_reads_of_a_sequence(self) -> None:
+        row = shapes.RecurrentRow("rnn", 100, 1, 32, 16, 1, False, "streaming")
+        assert row.reads(4) == [
+            shapes.Read(4 * (16 * 32 + 16 * 16), 4 * 16 * 32),
+            shapes.Read(4 * 16 * 16, 100 * 4 * 16 * 16),
+        ]
+
+    def test_reads_of_one_step(self) -> None:
+        row = shapes.RecurrentRow("lstm", 1, 1, 512, 512, 1, False, "streaming")
+        assert row.reads(2) == [shapes.Read(2 * 4 * 512 * 1024, 2 * 4 * 512 * 1024)]
+
+    def test_time_of_reading(self) -> None:
+        reads = [shapes.Read(100, 1000), shapes.Read(10, 50)]
+        rates = {limits.read_name(reads[0]): 10.0, limits.read_name(reads[1]): 5.0}
+        assert limits.read_seconds(reads, rates) == pytest.approx(110)
+        assert limits.read_seconds(reads, {}) is None
+        assert limits.read_seconds([], rates) is None
+
+
+def tiny_row(kind: str, bidirectional: bool = False) -> Any:
+    return shapes.RecurrentRow(kind, 4, 3, 5, 6, 2, bidirectional, "small")
+
+
+class TestAgreement:
+    def test_rounding_agrees_and_a_swapped_gate_does_not(self) -> None:
+        rng = np.random.default_rng(0)
+        y = rng.standard_normal((4, 8)).astype(np.float32)
+        assert tasks.disagreement([y], [y * np.float32(1 + 1e-6)], "float32") is None
+        assert "differs" in tasks.disagreement([y], [np.roll(y, 2, axis=1)], "bfloat16")
+
+    def test_nan_and_shapes_do_not_agree(self) -> None:
+        y = np.ones((2, 3), np.float32)
+        assert "differs" in tasks.disagreement([y], [y * np.nan], "float32")
+        assert "shape" in tasks.disagreement([y], [y.T], "float32")
+
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+    @pytest.mark.parametrize(
+        "peer", [pytest.param("torch", marks=pytest.mark.torch), "onnxruntime", "openvino", "numpy"]
+    )
+    def test_peers_compute_what_we_compute(self, peer: str, kind: str, bidirectional: bool) -> None:
+        if peers.missing(peer):
+            pytest.skip(f"not installed: {', '.join(peers.missing(peer))}")
+        (loaded,), skipped = peers.load([peer], threads=1)
+        assert not skipped
+        task = tasks.recurrent_task(tiny_row(kind, bidirectional))
+        mine = bench_module("ours").recurrent_forward(task).results()
+        theirs = loaded.entry("recurrent_forward", task).results()
+        assert tasks.disagreement(mine, theirs, "float32") is None
+
+    @pytest.mark.torch
+    @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+    def test_torch_trains_what_we_train(self, kind: str) -> None:
+        (torch,), _ = peers.load(["torch"], threads=1)
+        task = tasks.recurrent_task(tiny_row(kind))
+        mine = bench_module("ours").recurrent_train(task).results()
+        theirs = torch.entry("recurrent_train", task).results()
+        assert tasks.disagreement(mine, theirs, "float32") is None
+
+    @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+    def test_a_cell_by_hand_computes_our_cell(self, kind: str) -> None:
+        (numpy,), _ = peers.load(["numpy"], threads=1)
+        job = bench_module("cells").cell_inputs(kind)
+        ours = bench_module("ours")
+        mine = ours.cell_function(kind, *job).results()
+        for entry in (ours.cell(kind, *job), numpy.entry("cell", kind, *job)):
+            assert tasks.disagreement(mine, entry.results(), "float32") is None
+
+    def test_ragged_and_padded_agree_on_full_rows(self) -> None:
+        task = tasks.recurrent_task(tiny_row("gru", bidirectional=True))
+        ours = bench_module("ours")
+        padded = ours.ragged(task, None).results()
+        full = ours.ragged(task, np.full(3, 4)).results()
+        assert tasks.disagreement(padded, full, "float32") is None
+
+    def test_a_peer_without_a_job_says_so(self) -> None:
+        (numpy,), _ = peers.load(["numpy"], threads=1)
+        with pytest.raises(tasks.UnsupportedError, match="packed sequences"):
+            numpy.entry("ragged")
+
+    def test_onnx_gate_order(self) -> None:
+        pytest.importorskip("onnx")
+        model = bench_module("peers.onnx_model")
+        assert model.reorder_gates(np.arange(8), "lstm").tolist() == [0, 1, 6, 7, 2, 3, 4, 5]
+        assert model.reorder_gates(np.arange(3), "gru").tolist() == [1, 0, 2]
+
+
+def test_every_family_can_be_run() -> None:
+    for family in cli.FAMILIES.values():
+        if family.module is not None:
+            assert callable(bench_module(family.module.removeprefix(".")).run)
