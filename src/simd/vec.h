@@ -25,11 +25,7 @@ inline constexpr int kVecBytes = 32;
 inline constexpr int kVecRegisters = 16;
 #else
 inline constexpr int kVecBytes = 16;
-#if defined(__aarch64__)
-inline constexpr int kVecRegisters = 32;
-#else
 inline constexpr int kVecRegisters = sizeof(void*) == 8 ? 16 : 8;
-#endif
 #endif
 
 template <class T>
