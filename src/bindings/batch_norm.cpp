@@ -34,7 +34,7 @@ py::tuple forward(py::handle x_, py::handle running_mean_, py::handle running_va
   Array running_var(kOp, "running_var", running_var_, true);
   Array weight(kOp, "weight", weight_, true), bias(kOp, "bias", bias_, true);
   Dims d(x);
-  for (const Array* a : {&running_mean, &running_var}) expect_per_channel(*a, d, x.dtype(), false);
+  for (const Array* a : {&running_mean, &running_var}) expect_per_channel(*a, d, x.dtype(), !training);
   for (const Array* a : {&weight, &bias}) expect_per_channel(*a, d, x.dtype(), true);
   if (bool(running_mean) != bool(running_var))
     throw py::value_error(std::string(kOp) + ": running_mean and running_var must be given together");
@@ -50,8 +50,8 @@ py::tuple forward(py::handle x_, py::handle running_mean_, py::handle running_va
   p.y = y.mutable_data(), p.mean = mean.mutable_data(), p.rstd = rstd.mutable_data();
   bool update = training && d.batch * d.inner > 0;
   // Only read outside training, where any layout will do.
-  p.running_mean = update ? running_mean.writable() : const_cast<void*>(running_mean.data());
-  p.running_var = update ? running_var.writable() : const_cast<void*>(running_var.data());
+  p.running_mean = update ? running_mean.writable() : const_cast<void*>(running_mean.accumulator_data());
+  p.running_var = update ? running_var.writable() : const_cast<void*>(running_var.accumulator_data());
   if (d.batch * d.inner == 0 && training) p.running_mean = p.running_var = nullptr;
   call(cpu::batch_norm_forward, p);
   return py::make_tuple(y, mean, rstd);

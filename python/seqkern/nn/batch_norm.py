@@ -74,11 +74,13 @@ class _BatchNorm(Module):
         momentum = self.momentum
         if momentum is None and self.num_batches_tracked is not None:
             momentum = 1 / (int(self.num_batches_tracked.data) + 1)
-        arrays = [
+        mean, var, weight, bias = (
             None if entry is None else entry.data
             for entry in (self.running_mean, self.running_var, self.weight, self.bias)
-        ]
-        result = ops.batch_norm_forward(x, *arrays, training, momentum or 0.0, self.eps)
+        )
+        result = ops.batch_norm_forward(
+            x, mean, var, weight, bias, training, momentum or 0.0, self.eps
+        )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.data += 1
         return result

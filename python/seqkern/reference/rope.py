@@ -9,7 +9,7 @@ when interleaved; the rest passes through.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,9 +39,9 @@ def _rotate(x: Array, saved: RopeSaved, sign: float) -> Array:
     positions = np.arange(x.shape[-2]) if saved.positions is None else saved.positions
     angle = positions[..., None] * saved.base ** (-2.0 * np.arange(size // 2) / max(size, 1))
     cos, sin = np.cos(angle).astype(dtype), (sign * np.sin(angle)).astype(dtype)
-    pairs = (np.s_[..., 0:size:2], np.s_[..., 1:size:2])
+    pairs: tuple[Any, Any] = (np.s_[..., 0:size:2], np.s_[..., 1:size:2])
     if not saved.interleaved:
-        pairs = (np.s_[..., : size // 2], np.s_[..., size // 2 : size])
+        pairs: tuple[Any, Any] = (np.s_[..., : size // 2], np.s_[..., size // 2 : size])
     a, b = (widen(x[part], dtype) for part in pairs)
     wide[pairs[0]], wide[pairs[1]] = a * cos - b * sin, b * cos + a * sin
     return narrow(wide, x)
