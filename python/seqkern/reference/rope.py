@@ -41,7 +41,7 @@ def _rotate(x: Array, saved: RopeSaved, sign: float) -> Array:
     cos, sin = np.cos(angle).astype(dtype), (sign * np.sin(angle)).astype(dtype)
     pairs: tuple[Any, Any] = (np.s_[..., 0:size:2], np.s_[..., 1:size:2])
     if not saved.interleaved:
-        pairs: tuple[Any, Any] = (np.s_[..., : size // 2], np.s_[..., size // 2 : size])
+        pairs = (np.s_[..., : size // 2], np.s_[..., size // 2 : size])
     a, b = (widen(x[part], dtype) for part in pairs)
     wide[pairs[0]], wide[pairs[1]] = a * cos - b * sin, b * cos + a * sin
     return narrow(wide, x)
