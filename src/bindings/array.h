@@ -113,6 +113,8 @@ void register_layers(py::module_&);
 void register_elementwise(py::module_&);
 void register_activation(py::module_&);
 void register_layer_norm(py::module_&);
+void register_batch_norm(py::module_&);
+void register_rope(py::module_&);
 void register_runtime(py::module_&);
 
 }  // namespace seqkern

@@ -7,5 +7,7 @@ PYBIND11_MODULE(_cpu, m) {
   seqkern::register_elementwise(m);
   seqkern::register_activation(m);
   seqkern::register_layer_norm(m);
+  seqkern::register_batch_norm(m);
+  seqkern::register_rope(m);
   seqkern::register_runtime(m);
 }

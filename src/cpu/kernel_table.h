@@ -2,11 +2,13 @@
 // that an instruction set lacks is an undefined symbol: the build fails.
 #pragma once
 #include "seqkern/activation.h"
+#include "seqkern/batch_norm.h"
 #include "seqkern/elementwise.h"
 #include "seqkern/embedding.h"
 #include "seqkern/layer_norm.h"
 #include "seqkern/linear.h"
 #include "seqkern/recurrent.h"
+#include "seqkern/rope.h"
 #include "seqkern/softmax.h"
 
 #define SEQKERN_KERNELS(X)                        \
@@ -28,6 +30,9 @@
   X(layer_norm_backward, NormBackward)            \
   X(rms_norm_forward, NormForward)                \
   X(rms_norm_backward, NormBackward)              \
+  X(batch_norm_forward, BatchNormForward)         \
+  X(batch_norm_backward, BatchNormBackward)       \
+  X(rope, Rope)                                   \
   X(activation_forward, ActivationForward)        \
   X(activation_backward, ActivationBackward)      \
   X(dropout, Dropout)                             \

@@ -59,27 +59,26 @@ SEQKERN_INLINE Vec<float> tanh(Vec<float> x) {
 // Q(a) = 1 - Phi(a), the tail of the normal distribution, and its density phi(a), for a >= 0.
 //   e^(-a^2 / 2): a = h + l with h of 12 bits, so that h^2 is exact and -l (a + h) / 2 joins the reduced argument.
 //   (a + 3) Q(a) e^(a^2 / 2) is a polynomial in (a - 3) / (a + 3), fitted for a relative error of 5e-8.
-// Past a = 14.6 both are below the smallest number.
+// From a = 13.2 on, where a Q(a) is below the smallest normal number, both are 0.
 template <class V>
 struct Normal {
   V tail, density;
 };
 
 SEQKERN_INLINE Normal<Vec<float>> normal(Vec<float> a) {
-  a = a > 14.6f ? splat(14.6f) : a;
+  constexpr float kEnd = 13.2f;
+  auto within = a < kEnd;
+  a = a > kEnd ? splat(kEnd) : a;
   Vec<float> h = bit_cast<Vec<float>>(bit_cast<VecI>(a) & std::int32_t(0xfffff000));
   ExpParts e = exp_parts(h * h * -0.5f, (a - h) * (a + h) * -0.5f);
-  Vec<float> power = scale_by_power(1.0f + e.expm1_r, e.n);
-  Vec<float> inverse = 1.0f / (a + 3.0f), t = (a - 3.0f) * inverse;
-  Vec<float> q = -2.62247981e-4f * t - 8.96690122e-4f;
-  q = q * t + 1.07445009e-3f;
-  q = q * t + 6.91923406e-3f;
-  q = q * t - 1.04801124e-2f;
-  q = q * t - 4.72551212e-2f;
-  q = q * t + 0.230019405f;
-  q = q * t - 0.509332359f;
-  q = q * t + 0.729083657f;
-  return {q * inverse * power, power * 0.398942280f};
+  Vec<float> power = bit_cast<Vec<float>>(within ? (e.n + 127) << 23 : VecI{});
+  power = power + power * e.expm1_r;
+  Vec<float> inverse = 1.0f / (a + 3.0f), t = (a - 3.0f) * inverse, t2 = t * t;
+  // In pairs of terms: the chain of a Horner scheme would be longer than what the CPU can overlap.
+  Vec<float> q0 = -0.509332359f * t + 0.729083657f, q2 = -4.72551212e-2f * t + 0.230019405f;
+  Vec<float> q4 = 6.91923406e-3f * t - 1.04801124e-2f, q6 = -8.96690122e-4f * t + 1.07445009e-3f;
+  Vec<float> t4 = t2 * t2, low = q2 * t2 + q0, high = (q6 - 2.62247981e-4f * t2) * t2 + q4;
+  return {(high * t4 + low) * inverse * power, power * 0.398942280f};
 }
 
 SEQKERN_INLINE Vec<float> erf(Vec<float> x) {

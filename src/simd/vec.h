@@ -182,6 +182,16 @@ SEQKERN_INLINE V interleave(V a, V b) {
   return __builtin_shuffle(a, b, m);
 }
 
+// Lanes 1, 0, 3, 2, ...
+template <class V>
+SEQKERN_INLINE V swap_pairs(V v) {
+  constexpr int n = int(sizeof(V) / sizeof(v[0]));
+  using Index = typename VecOf<std::conditional_t<sizeof(v[0]) == 8, std::int64_t, std::int32_t>, n>::type;
+  Index m{};
+  for (int i = 0; i < n; ++i) m[i] = i ^ 1;
+  return __builtin_shuffle(v, m);
+}
+
 // In place: rows[i][j] <-> rows[j][i] of a square of registers.
 template <class T>
 SEQKERN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {

@@ -5,13 +5,14 @@ parameter gradients to `p.grad` and returns the gradients of the inputs as a tup
 """
 
 from .activation import GELU, Identity, ReLU, Sigmoid, SiLU, Tanh
+from .batch_norm import BatchNorm1d, BatchNorm2d
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import ModuleList, Sequential
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
 from .loss import CrossEntropyLoss
-from .module import Module, Parameter, Pullback
+from .module import Buffer, Module, Parameter, Pullback
 from .norm import LayerNorm, RMSNorm
 from .recurrent import GRU, LSTM, RNN
 from .softmax import LogSoftmax, Softmax
@@ -21,6 +22,9 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "Buffer",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",

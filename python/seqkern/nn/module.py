@@ -1,4 +1,4 @@
-"""Parameters, modules and pullbacks: the small frame every layer and model stands in.
+"""Parameters, buffers, modules and pullbacks: the small frame every layer and model stands in.
 
 A module holds parameters and settings, never the state of a computation. `m(x)` computes;
 `y, pullback = m.vjp(x)` computes the same and returns a closure over what backward needs.
@@ -56,6 +56,27 @@ class Parameter:
         return f"Parameter({shape_text(self.shape)}, {self.dtype})"
 
 
+class Buffer:
+    """An array that belongs to a module's state but is not trained: running statistics, counters."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Array) -> None:
+        self.data: Array = data
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(self.data.dtype)
+        return dtype
+
+    def __repr__(self) -> str:
+        return f"Buffer({shape_text(self.shape)}, {self.dtype})"
+
+
 class Pullback:
     """Gradient function of one use of a module: `pullback(dy)` -> gradients of the inputs.
 
@@ -89,8 +110,8 @@ class LoadResult(NamedTuple):
 class Module:
     """Base class of layers and models.
 
-    Parameters and sub-modules are the attributes that hold a `Parameter` or a `Module`; their
-    names are the attribute paths, joined by dots, as in torch.
+    Parameters, buffers and sub-modules are the attributes that hold a `Parameter`, a `Buffer` or a
+    `Module`; their names are the attribute paths, joined by dots, as in torch.
     """
 
     training: bool = True
@@ -126,25 +147,30 @@ class Module:
         for _, child in self.named_children():
             yield from child.modules()
 
-    def _all_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Every name, so a shared parameter comes once per name."""
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
+    def _state(self, prefix: str = "") -> Iterator[tuple[str, Parameter | Buffer]]:
+        """Every name, so a shared parameter comes once per name; buffers after parameters."""
+        for kind in (Parameter, Buffer):
+            for name, value in vars(self).items():
+                if isinstance(value, kind):
+                    yield prefix + name, value
         for name, child in self.named_children():
-            yield from child._all_parameters(f"{prefix}{name}.")
+            yield from child._state(f"{prefix}{name}.")
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """`(name, Parameter)` pairs; a shared parameter comes once, under its first name."""
         seen: set[int] = set()
-        for name, parameter in self._all_parameters():
-            if id(parameter) not in seen:
+        for name, parameter in self._state():
+            if isinstance(parameter, Parameter) and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield name, parameter
 
     def parameters(self) -> Iterator[Parameter]:
         """The parameters, each once."""
         return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """`(name, Buffer)` pairs."""
+        return ((name, entry) for name, entry in self._state() if isinstance(entry, Buffer))
 
     # --- modes and gradients ----------------------------------------------------------------
 
@@ -166,11 +192,11 @@ class Module:
     # --- values -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """Name -> array. The arrays are the parameters' own, not copies, as in torch."""
-        return {name: parameter.data for name, parameter in self._all_parameters()}
+        """Name -> array. The arrays are those of the parameters and buffers, not copies, as in torch."""
+        return {name: entry.data for name, entry in self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
-        """Copy values into the parameters, cast to their dtype.
+        """Copy values into the parameters and buffers, cast to their dtype.
 
         state: name -> NumPy, CuPy or torch array. Everything is checked before anything is
             written. ValueError names a key that is missing, unexpected (both only when `strict`)
@@ -178,7 +204,7 @@ class Module:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: state must be a mapping, got {type(state).__name__}")
-        own = dict(self._all_parameters())
+        own = dict(self._state())
         result = LoadResult(
             missing_keys=[name for name in own if name not in state],
             unexpected_keys=[name for name in state if name not in own],
@@ -196,16 +222,28 @@ class Module:
         return result
 
     def to(self: M, target: Any) -> M:
-        """Move parameters to "cpu" or "cuda", or cast them to a floating dtype. Returns self."""
+        """Move parameters and buffers to "cpu" or "cuda", or cast them to a floating dtype. Returns self.
+
+        Floating buffers keep the precision of the arithmetic: float64 for float64, else float32.
+        """
         convert = _converter(target)
         for parameter in self.parameters():
             parameter.data = convert(parameter.data)
             if parameter.grad is not None:
                 parameter.grad = convert(parameter.grad)
+        for _, buffer in self.named_buffers():
+            buffer.data = _converted_buffer(buffer.data, convert)
         return self
 
 
-def _refuse_wrong_keys(result: LoadResult, own: Mapping[str, Parameter]) -> None:
+def _converted_buffer(data: Array, convert: Callable[[Array], Array]) -> Array:
+    moved = convert(data)
+    if not is_floating(data.dtype):
+        return moved.astype(data.dtype, copy=False)
+    return moved.astype(np.float64 if moved.dtype == np.float64 else np.float32, copy=False)
+
+
+def _refuse_wrong_keys(result: LoadResult, own: Mapping[str, Parameter | Buffer]) -> None:
     problems = [
         f"missing key '{name}' (expected {shape_text(own[name].shape)})"
         for name in result.missing_keys
@@ -221,10 +259,12 @@ def is_floating(dtype: Any) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
-def _checked_value(name: str, value: Any, parameter: Parameter) -> np.ndarray:
+def _checked_value(name: str, value: Any, parameter: Parameter | Buffer) -> np.ndarray:
     array = to_numpy(value, f"load_state_dict: '{name}'")
-    if not is_floating(array.dtype):
+    if is_floating(parameter.dtype) and not is_floating(array.dtype):
         raise TypeError(f"load_state_dict: '{name}' must be floating point, got {array.dtype}")
+    if parameter.dtype.kind == "i" and array.dtype.kind not in "iu":
+        raise TypeError(f"load_state_dict: '{name}' must be an integer, got {array.dtype}")
     if array.shape != parameter.shape:
         raise ValueError(
             f"load_state_dict: '{name}' must be {shape_text(parameter.shape)}, "

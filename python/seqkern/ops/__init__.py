@@ -8,6 +8,8 @@ which returns a named tuple of gradients.
 
 from .activation import *  # noqa: F403
 from .activation import __all__ as _activation
+from .batch_norm import *  # noqa: F403
+from .batch_norm import __all__ as _batch_norm
 from .elementwise import *  # noqa: F403
 from .elementwise import __all__ as _elementwise
 from .layer_norm import *  # noqa: F403
@@ -16,5 +18,7 @@ from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
 from .recurrent import *  # noqa: F403
 from .recurrent import __all__ as _recurrent
+from .rope import *  # noqa: F403
+from .rope import __all__ as _rope
 
-__all__ = [*_recurrent, *_layers, *_elementwise, *_activation, *_layer_norm]
+__all__ = [*_recurrent, *_layers, *_elementwise, *_activation, *_layer_norm, *_batch_norm, *_rope]

@@ -46,6 +46,13 @@ from .add_norm import (
     add_rms_norm_backward,
     add_rms_norm_forward,
 )
+from .batch_norm import (
+    BatchNormGradients,
+    BatchNormSaved,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_forward,
+)
 from .cross_entropy import (
     CrossEntropyGradients,
     CrossEntropySaved,
@@ -108,6 +115,14 @@ from .rnn_cell import (
     rnn_cell_backward,
     rnn_cell_forward,
 )
+from .rope import (
+    RopeGradients,
+    RopeSaved,
+    rope,
+    rope_backward,
+    rope_forward,
+    sinusoidal_positions,
+)
 from .softmax import (
     LogSoftmaxGradients,
     LogSoftmaxSaved,
@@ -126,6 +141,8 @@ __all__ = [
     "AddLayerNormSaved",
     "AddRMSNormGradients",
     "AddRMSNormSaved",
+    "BatchNormGradients",
+    "BatchNormSaved",
     "CrossEntropyGradients",
     "CrossEntropySaved",
     "DropoutGradients",
@@ -157,6 +174,8 @@ __all__ = [
     "RNNSaved",
     "ReLUGradients",
     "ReLUSaved",
+    "RopeGradients",
+    "RopeSaved",
     "SiLUGradients",
     "SiLUSaved",
     "SigmoidGradients",
@@ -173,6 +192,9 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
     "add_rms_norm_forward",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "clip_grad_norm_",
     "clip_grad_value_",
     "cross_entropy",
@@ -224,6 +246,9 @@ __all__ = [
     "rnn_language_model_backward",
     "rnn_language_model_forward",
     "rnn_language_model_loss",
+    "rope",
+    "rope_backward",
+    "rope_forward",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
@@ -231,6 +256,7 @@ __all__ = [
     "silu",
     "silu_backward",
     "silu_forward",
+    "sinusoidal_positions",
     "softmax",
     "softmax_backward",
     "softmax_forward",
