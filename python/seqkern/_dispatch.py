@@ -106,7 +106,10 @@ class _Conversion:
 def _to_torch(value: Any) -> Any:
     if isinstance(value, tuple):
         items = [_to_torch(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        result = type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        for name, item in getattr(value, "__dict__", {}).items():  # dsinks, beside the tuple of gradients
+            setattr(result, name, _to_torch(item))
+        return result
     if not isinstance(value, (ndarray, np.generic)):
         return value
     import torch

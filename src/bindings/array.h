@@ -115,6 +115,7 @@ void register_activation(py::module_&);
 void register_layer_norm(py::module_&);
 void register_batch_norm(py::module_&);
 void register_rope(py::module_&);
+void register_attention(py::module_&);
 void register_runtime(py::module_&);
 
 }  // namespace seqkern

@@ -9,5 +9,6 @@ PYBIND11_MODULE(_cpu, m) {
   seqkern::register_layer_norm(m);
   seqkern::register_batch_norm(m);
   seqkern::register_rope(m);
+  seqkern::register_attention(m);
   seqkern::register_runtime(m);
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include "seqkern/activation.h"
 #include "seqkern/batch_norm.h"
+#include "seqkern/attention.h"
 #include "seqkern/elementwise.h"
 #include "seqkern/embedding.h"
 #include "seqkern/layer_norm.h"
@@ -20,6 +21,8 @@
   X(gru_backward, RecurrentBackward)              \
   X(linear_forward, LinearForward)                \
   X(linear_backward, LinearBackward)              \
+  X(attention_forward, AttentionForward)          \
+  X(attention_backward, AttentionBackward)        \
   X(softmax_forward, SoftmaxForward)              \
   X(softmax_backward, SoftmaxBackward)            \
   X(cross_entropy_forward, CrossEntropyForward)   \

@@ -6,35 +6,12 @@
 #include <cmath>
 
 #include "passes.h"
+#include "philox.h"
 #include "simd/math.h"
 #include "types_cpu.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {
-
-// Philox4x32-10 for kPhilox counters at once, one in each lane of the loops.
-constexpr int kPhilox = 16;
-
-struct Words {
-  std::uint32_t w[4][kPhilox];
-};
-
-void philox(std::uint64_t counter, std::uint64_t offset, std::uint64_t seed, Words& out) {
-  auto& c = out.w;
-  for (int i = 0; i < kPhilox; ++i) {
-    c[0][i] = std::uint32_t(counter + std::uint64_t(i)), c[1][i] = std::uint32_t((counter + std::uint64_t(i)) >> 32);
-    c[2][i] = std::uint32_t(offset), c[3][i] = std::uint32_t(offset >> 32);
-  }
-  std::uint32_t k0 = std::uint32_t(seed), k1 = std::uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
-    for (int i = 0; i < kPhilox; ++i) {
-      std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c[0][i], p1 = std::uint64_t(0xCD9E8D57u) * c[2][i];
-      c[0][i] = std::uint32_t(p1 >> 32) ^ c[1][i] ^ k0;
-      c[1][i] = std::uint32_t(p1);
-      c[2][i] = std::uint32_t(p0 >> 32) ^ c[3][i] ^ k1;
-      c[3][i] = std::uint32_t(p0);
-    }
-}
 
 template <class T>
 void drop(const Dropout& p) {
@@ -48,7 +25,7 @@ void drop(const Dropout& p) {
     for (index_t e = begin; e < end; e += 4 * kPhilox) {
       philox(std::uint64_t(e / 4), p.offset, p.seed, r);
       for (index_t i = 0; i < std::min<index_t>(4 * kPhilox, end - e); ++i)
-        y[e + i] = to_storage<T>(r.w[i % 4][i / 4] >= threshold ? from_storage(x[e + i]) * scale : A(0));
+        y[e + i] = to_storage<T>(r.element(i) >= threshold ? from_storage(x[e + i]) * scale : A(0));
     }
   });
 }

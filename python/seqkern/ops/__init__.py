@@ -8,6 +8,8 @@ which returns a named tuple of gradients.
 
 from .activation import *  # noqa: F403
 from .activation import __all__ as _activation
+from .attention import *  # noqa: F403
+from .attention import __all__ as _attention
 from .batch_norm import *  # noqa: F403
 from .batch_norm import __all__ as _batch_norm
 from .elementwise import *  # noqa: F403
@@ -21,4 +23,6 @@ from .recurrent import __all__ as _recurrent
 from .rope import *  # noqa: F403
 from .rope import __all__ as _rope
 
-__all__ = [*_recurrent, *_layers, *_elementwise, *_activation, *_layer_norm, *_batch_norm, *_rope]
+__all__ = [
+    *_activation, *_attention, *_batch_norm, *_elementwise, *_layer_norm, *_layers, *_recurrent, *_rope,
+]  # fmt: skip

@@ -1,0 +1,343 @@
+"""Scaled dot-product attention, padded and packed, forward and backward.
+
+Shapes: query ``[..., Hq, Lq, D]``, key ``[..., Hkv, Lk, D]``, value ``[..., Hkv, Lk, Dv]``, out
+``[..., Hq, Lq, Dv]``; any head_dim from 1. float32, float64 or bfloat16 storage (float32 arithmetic). Rows whose
+elements are adjacent are read where they lie, whatever the other strides; anything else is copied once. Memory grows
+with the lengths, never with their product, unless the probabilities are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqkern import _cpu
+from seqkern._check import integer, number, saved_by
+from seqkern._dispatch import public
+from seqkern._precision import check_precision
+
+__all__ = [
+    "AttentionVarlenGradients", "AttentionVarlenSaved", "ScaledDotProductAttentionGradients",
+    "ScaledDotProductAttentionSaved", "attention_varlen", "attention_varlen_backward", "attention_varlen_forward",
+    "scaled_dot_product_attention", "scaled_dot_product_attention_backward", "scaled_dot_product_attention_forward",
+]  # fmt: skip
+
+Array = Any
+Window = tuple[int | None, int | None]
+_OP, _PACKED = "scaled_dot_product_attention", "attention_varlen"
+
+
+class ScaledDotProductAttentionSaved(NamedTuple):
+    """The inputs as given, out, and lse ``[B, Hq, Lq]``: the natural log of every row's softmax denominator."""
+
+    query: Array
+    key: Array
+    value: Array
+    attn_mask: Array | None
+    out: Array
+    lse: Array
+    enable_gqa: bool
+    sinks: Array | None
+    alibi_slopes: Array | None
+    q_lengths: Array | None
+    kv_lengths: Array | None
+    options: tuple[Any, ...]
+
+
+class _Gradients(NamedTuple):
+    dquery: Array
+    dkey: Array
+    dvalue: Array
+    dattn_mask: Array | None
+
+
+class ScaledDotProductAttentionGradients(_Gradients):
+    """dquery, dkey, dvalue and dattn_mask (None unless the mask was additive): a tuple of four.
+
+    The attribute `dsinks` ``[Hq]`` (None without sinks) and dattn_mask are float32 (float64 for float64).
+    """
+
+    dsinks: Array | None = None
+
+
+class AttentionVarlenSaved(NamedTuple):
+    """The inputs as given, out, and lse ``[Hq, total_q]``."""
+
+    query: Array
+    key: Array
+    value: Array
+    cu_seqlens_q: Array
+    cu_seqlens_kv: Array
+    out: Array
+    lse: Array
+    sinks: Array | None
+    alibi_slopes: Array | None
+    options: tuple[Any, ...]
+
+
+class AttentionVarlenGradients(NamedTuple):
+    """Gradients of the packed arrays, and of the sinks where there are any."""
+
+    dquery: Array
+    dkey: Array
+    dvalue: Array
+    dsinks: Array | None
+
+
+def _options(
+    op: str, query: Array, scale: float | None, is_causal: bool, causal: str | None, window: Window | None,
+    softcap: float | None, dropout_p: float, dropout_seed: int | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Checked scalars, in the order the kernel's border takes them."""
+    if causal not in (None, "top_left", "bottom_right"):
+        raise ValueError(f"{op}: causal must be 'top_left', 'bottom_right' or None, got {causal!r}")
+    if is_causal and causal == "bottom_right":
+        raise ValueError(f"{op}: is_causal=True means causal='top_left', got causal='bottom_right' as well")
+    dropout_p = number(op, "dropout_p", dropout_p, 0.0, 1.0)
+    if dropout_p and dropout_seed is None:
+        raise ValueError(f"{op}: dropout_seed must be an integer when dropout_p is not 0, got None")
+    seed = 0 if dropout_seed is None else integer(op, "dropout_seed", dropout_seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{op}: dropout_seed must lie in [0, 2**64), got {seed}")
+    if scale is None:
+        head_dim = query.shape[-1] if getattr(query, "ndim", 0) else 1
+        scale = 1 / math.sqrt(max(head_dim, 1))
+    finite = np.finfo(np.float32).max
+    return (
+        number(op, "scale", scale, -finite, finite),
+        number(op, "softcap", 0.0 if softcap is None else softcap, 0.0, finite),
+        dropout_p,
+        "top_left" if is_causal else causal or "",
+        *_window(op, window),
+        seed,
+    )
+
+
+def _window(op: str, window: Window | None) -> tuple[int, int]:
+    if window is None:
+        return -1, -1
+    if not isinstance(window, tuple) or len(window) != 2:
+        raise TypeError(f"{op}: window must be a tuple (left, right), got {window!r}")
+    left, right = (-1 if side is None else integer(op, "window", side) for side in window)
+    if left < -1 or right < -1:
+        raise ValueError(f"{op}: window must be (left, right) with sides >= 0, or None or -1 for open, got {window!r}")
+    return left, right
+
+
+def _heads(x: Array) -> Array:
+    """An array as [B, H, L, D]; other types and 1-d arrays pass through for the kernel to refuse."""
+    if not isinstance(x, np.ndarray) or x.ndim < 2 or x.ndim == 4:
+        return x
+    if x.ndim == 2:
+        return x[None, None]
+    return x[:, None] if x.ndim == 3 else x.reshape(-1, *x.shape[-3:])
+
+
+def _check_leading(query: Array, key: Array, value: Array, enable_gqa: bool) -> None:
+    for name, other in (("key", key), ("value", value)):
+        shape, want = getattr(other, "shape", None), getattr(query, "shape", ())
+        if shape is None or len(want) < 2 or len(shape) < 2:
+            continue
+        grouped = enable_gqa and len(want) >= 3
+        cut = -3 if grouped else -2
+        if len(shape) != len(want) or shape[:cut] != want[:cut]:
+            hint = "" if enable_gqa or len(want) < 3 else " (fewer key-value heads need enable_gqa=True)"
+            raise ValueError(
+                f"{_OP}: {name} must have the leading dimensions {list(want[:cut])} of query, "
+                f"got shape {list(shape)}{hint}"
+            )
+
+
+def _mask(query: Array, key: Array, mask: Array | None) -> Array | None:
+    """The mask as a view [B, H, Lq, Lk]."""
+    if mask is None or not all(isinstance(x, np.ndarray) and x.ndim >= 2 for x in (query, key, mask)):
+        return mask
+    want = (*query.shape[:-1], key.shape[-2])
+    try:
+        return _heads(np.broadcast_to(mask, want))
+    except ValueError:
+        raise ValueError(
+            f"{_OP}: attn_mask must be broadcastable to [..., query_len, key_len] = {list(want)}, "
+            f"got {list(mask.shape)}"
+        ) from None
+
+
+def _run(
+    query: Array, key: Array, value: Array, attn_mask: Array | None, enable_gqa: bool, options: tuple[Any, ...],
+    sinks: Array | None, alibi_slopes: Array | None, q_lengths: Array | None, kv_lengths: Array | None,
+    with_lse: bool, with_probs: bool, out: Array | None,
+) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
+    _check_leading(query, key, value, enable_gqa)
+    shape = (*query.shape[:-1], value.shape[-1]) if hasattr(query, "shape") and hasattr(value, "shape") else ()
+    out, lse, probs = _cpu.attention_forward(
+        False, _heads(query), _heads(key), _heads(value), _mask(query, key, attn_mask), sinks, alibi_slopes,
+        q_lengths, kv_lengths, options, with_lse, with_probs, out, shape)  # fmt: skip
+    if lse is not None:
+        lse = lse.reshape(query.shape[:-1])
+    if probs is not None:
+        probs = probs.reshape(*query.shape[:-1], key.shape[-2])
+    return out, lse, probs
+
+
+@public
+def scaled_dot_product_attention(
+    query: Array, key: Array, value: Array, attn_mask: Array | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False, *, causal: str | None = None,
+    window: Window | None = None, softcap: float | None = None, sinks: Array | None = None,
+    alibi_slopes: Array | None = None, q_lengths: Array | None = None, kv_lengths: Array | None = None,
+    dropout_seed: int | None = None, return_lse: bool = False, return_probs: bool = False,
+    precision: str | None = None, out: Array | None = None,
+) -> Any:  # fmt: skip
+    """softmax(scale · Q Kᵀ + mask) V, with torch's arguments and meaning (Vaswani et al. 2017).
+
+    attn_mask, broadcast to ``[..., Hq, Lq, Lk]``: bool (True = attend) or of query's dtype, added. is_causal: j <= i.
+    scale: 1/√D by default. enable_gqa: Hq may be a multiple of Hkv. Beyond torch:
+    causal "top_left" or "bottom_right" (j <= i + Lk - Lq); window (left, right): i + offset - left <= j <= i + offset
+    + right, offset = Lk - Lq for bottom_right, else 0, None for an open side; softcap: scores become
+    c·tanh(s/c); alibi_slopes ``[Hq]`` or ``[B, Hq]``: -slope·\\|i + offset - j\\| is added (Press et al. 2022); sinks
+    ``[Hq]``: one more logit per head that takes probability but has no value; q_lengths, kv_lengths ``[B]``:
+    rows and keys past them are padding (lengths count for bottom_right). Dropout draws element e of
+    ``[B, Hq, Lq, Lk]`` as `dropout` does with seed=dropout_seed.
+
+    Returns out, or a tuple of out and, as asked for, lse ``[..., Lq]`` (natural log of the denominator) and the
+    probabilities before dropout. A row that sees nothing gives 0 and lse -inf. What is masked may hold NaN.
+    ValueError or TypeError for arguments that do not fit, naming the one.
+    """
+    check_precision(_OP, precision)
+    options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    out, lse, probs = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
+                           kv_lengths, return_lse, return_probs, out)  # fmt: skip
+    extras = [extra for extra in (lse, probs) if extra is not None]
+    return (out, *extras) if extras else out
+
+
+@public
+def scaled_dot_product_attention_forward(
+    query: Array, key: Array, value: Array, attn_mask: Array | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False, *, causal: str | None = None,
+    window: Window | None = None, softcap: float | None = None, sinks: Array | None = None,
+    alibi_slopes: Array | None = None, q_lengths: Array | None = None, kv_lengths: Array | None = None,
+    dropout_seed: int | None = None, precision: str | None = None, out: Array | None = None,
+) -> tuple[Array, ScaledDotProductAttentionSaved]:  # fmt: skip
+    """`scaled_dot_product_attention`, and what `scaled_dot_product_attention_backward` needs."""
+    check_precision(_OP, precision)
+    options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    out, lse, _ = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
+                       kv_lengths, True, False, out)  # fmt: skip
+    return out, ScaledDotProductAttentionSaved(
+        query, key, value, attn_mask, out, lse, enable_gqa, sinks, alibi_slopes, q_lengths, kv_lengths,
+        options)  # fmt: skip
+
+
+@public
+def scaled_dot_product_attention_backward(
+    dout: Array | None, saved: ScaledDotProductAttentionSaved
+) -> ScaledDotProductAttentionGradients:
+    """Gradients from dout ``[..., Hq, Lq, Dv]`` (None = zero).
+
+    An additive mask gets its gradient in its own shape, float32 (float64 for float64), summed where it was broadcast.
+    """
+    s = saved
+    saved_by(_OP, s, ScaledDotProductAttentionSaved)
+    if dout is None:
+        dout = np.zeros_like(s.out)
+    additive = s.attn_mask is not None and s.attn_mask.dtype.kind != "b"
+    mask, shape = _mask(s.query, s.key, s.attn_mask), None
+    if additive:
+        shape = tuple(n if step else 1 for n, step in zip(mask.shape, _heads_steps(s), strict=True))
+    lse = s.lse.reshape(_heads(s.query).shape[:-1])
+    dq, dk, dv, dmask, dsinks = _cpu.attention_backward(
+        False, _heads(dout), _heads(s.query), _heads(s.key), _heads(s.value), mask, s.sinks, s.alibi_slopes,
+        s.q_lengths, s.kv_lengths, s.options, _heads(s.out), lse, shape)  # fmt: skip
+    gradients = ScaledDotProductAttentionGradients(
+        dq.reshape(s.query.shape), dk.reshape(s.key.shape), dv.reshape(s.value.shape),
+        _unbroadcast(dmask, s) if additive else None)  # fmt: skip
+    gradients.dsinks = dsinks
+    return gradients
+
+
+def _full_rank(s: ScaledDotProductAttentionSaved) -> tuple[int, ...]:
+    """The mask's shape with a 1 for every dimension it lacks."""
+    shape: tuple[int, ...] = np.shape(s.attn_mask)
+    return (1,) * (s.query.ndim - len(shape)) + shape
+
+
+def _heads_steps(s: ScaledDotProductAttentionSaved) -> tuple[bool, bool, bool, bool]:
+    """Which dimensions of [B, H, Lq, Lk] the mask really has."""
+    full = _full_rank(s)
+    wide = (*(1,) * (4 - len(full)), *full) if len(full) != 3 else (full[0], 1, *full[1:])
+    batch = any(n != 1 for n in wide[:-3])
+    return batch, wide[-3] != 1, wide[-2] != 1, wide[-1] != 1
+
+
+def _unbroadcast(dmask: Array, s: ScaledDotProductAttentionSaved) -> Array:
+    """The kernel's gradient [B or 1, H or 1, Lq or 1, Lk or 1] in the mask's own shape."""
+    if s.query.ndim <= 4:
+        return dmask.reshape(np.shape(s.attn_mask))
+    # More than one batch dimension: the kernel saw them as one, so sum over those the mask lacks.
+    lead = s.query.shape[:-3] if dmask.shape[0] > 1 else (1,) * (s.query.ndim - 3)
+    wide = dmask.reshape(*lead, *dmask.shape[1:])
+    axes = tuple(i for i, n in enumerate(_full_rank(s)) if n == 1 and wide.shape[i] > 1)
+    return wide.sum(axes, keepdims=True, dtype=wide.dtype).reshape(np.shape(s.attn_mask))
+
+
+@public
+def attention_varlen(
+    query: Array, key: Array, value: Array, cu_seqlens_q: Array, cu_seqlens_kv: Array, *, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, causal: str | None = None, window: Window | None = None,
+    softcap: float | None = None, sinks: Array | None = None, alibi_slopes: Array | None = None,
+    dropout_seed: int | None = None, return_lse: bool = False, precision: str | None = None, out: Array | None = None,
+) -> Any:  # fmt: skip
+    """Attention within packed sequences: query ``[total_q, Hq, D]``, key and value ``[total_kv, Hkv, D or Dv]``.
+
+    cu_seqlens_q, cu_seqlens_kv: integers ``[sequences + 1]``, 0 first, the totals last; sequence s has rows
+    cu[s] .. cu[s + 1]. Hq may be a multiple of Hkv. Options as in `scaled_dot_product_attention`; slopes ``[Hq]``.
+    Dropout counts elements in ``[sequences, Hq, longest query, longest key]``. Returns out ``[total_q, Hq, Dv]``,
+    with lse ``[Hq, total_q]`` if asked for.
+    """
+    check_precision(_PACKED, precision)
+    options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    out, lse = _run_packed(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, return_lse, out
+    )
+    return (out, lse) if return_lse else out
+
+
+def _run_packed(
+    query: Array, key: Array, value: Array, cu_q: Array, cu_kv: Array, options: tuple[Any, ...],
+    sinks: Array | None, alibi_slopes: Array | None, with_lse: bool, out: Array | None,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    shape = (*query.shape[:-1], value.shape[-1]) if hasattr(query, "shape") and hasattr(value, "shape") else ()
+    out, lse, _ = _cpu.attention_forward(True, query, key, value, None, sinks, alibi_slopes, cu_q, cu_kv, options,
+                                         with_lse, False, out, shape)  # fmt: skip
+    return out, lse
+
+
+@public
+def attention_varlen_forward(
+    query: Array, key: Array, value: Array, cu_seqlens_q: Array, cu_seqlens_kv: Array, *, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, causal: str | None = None, window: Window | None = None,
+    softcap: float | None = None, sinks: Array | None = None, alibi_slopes: Array | None = None,
+    dropout_seed: int | None = None, precision: str | None = None, out: Array | None = None,
+) -> tuple[Array, AttentionVarlenSaved]:  # fmt: skip
+    """`attention_varlen`, and what `attention_varlen_backward` needs."""
+    check_precision(_PACKED, precision)
+    options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    out, lse = _run_packed(query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, True, out)
+    return out, AttentionVarlenSaved(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, out, lse, sinks, alibi_slopes, options)  # fmt: skip
+
+
+@public
+def attention_varlen_backward(dout: Array | None, saved: AttentionVarlenSaved) -> AttentionVarlenGradients:
+    """Gradients of `attention_varlen` from dout ``[total_q, Hq, Dv]`` (None = zero)."""
+    s = saved
+    saved_by(_PACKED, s, AttentionVarlenSaved)
+    if dout is None:
+        dout = np.zeros_like(s.out)
+    dq, dk, dv, _, dsinks = _cpu.attention_backward(
+        True, dout, s.query, s.key, s.value, None, s.sinks, s.alibi_slopes, s.cu_seqlens_q, s.cu_seqlens_kv,
+        s.options, s.out, s.lse, None)  # fmt: skip
+    return AttentionVarlenGradients(dq, dk, dv, dsinks)
