@@ -46,6 +46,19 @@ from .add_norm import (
     add_rms_norm_backward,
     add_rms_norm_forward,
 )
+from .attention import (
+    ScaledDotProductAttentionGradients,
+    ScaledDotProductAttentionSaved,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+    scaled_dot_product_attention_forward,
+)
+from .attention_varlen import (
+    AttentionVarlenSaved,
+    attention_varlen,
+    attention_varlen_backward,
+    attention_varlen_forward,
+)
 from .batch_norm import (
     BatchNormGradients,
     BatchNormSaved,
@@ -141,6 +154,7 @@ __all__ = [
     "AddLayerNormSaved",
     "AddRMSNormGradients",
     "AddRMSNormSaved",
+    "AttentionVarlenSaved",
     "BatchNormGradients",
     "BatchNormSaved",
     "CrossEntropyGradients",
@@ -176,6 +190,8 @@ __all__ = [
     "ReLUSaved",
     "RopeGradients",
     "RopeSaved",
+    "ScaledDotProductAttentionGradients",
+    "ScaledDotProductAttentionSaved",
     "SiLUGradients",
     "SiLUSaved",
     "SigmoidGradients",
@@ -192,6 +208,9 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
     "add_rms_norm_forward",
+    "attention_varlen",
+    "attention_varlen_backward",
+    "attention_varlen_forward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
@@ -249,6 +268,9 @@ __all__ = [
     "rope",
     "rope_backward",
     "rope_forward",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
+    "scaled_dot_product_attention_forward",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
