@@ -81,6 +81,12 @@ from .embedding import (
     embedding_backward,
     embedding_forward,
 )
+from .encoder_attention import (
+    EncoderAttentionGradients,
+    EncoderAttentionSaved,
+    encoder_attention_backward,
+    encoder_attention_forward,
+)
 from .gru import GRUGradients, GRUSaved, gru, gru_backward, gru_forward
 from .gru_cell import (
     GRUCellGradients,
@@ -148,6 +154,7 @@ from .softmax import (
     softmax_backward,
     softmax_forward,
 )
+from .transformer import multihead_attention, transformer_layer
 
 __all__ = [
     "AddLayerNormGradients",
@@ -163,6 +170,8 @@ __all__ = [
     "DropoutSaved",
     "EmbeddingGradients",
     "EmbeddingSaved",
+    "EncoderAttentionGradients",
+    "EncoderAttentionSaved",
     "GELUGradients",
     "GELUSaved",
     "GRUCellGradients",
@@ -225,6 +234,8 @@ __all__ = [
     "embedding",
     "embedding_backward",
     "embedding_forward",
+    "encoder_attention_backward",
+    "encoder_attention_forward",
     "gelu",
     "gelu_backward",
     "gelu_forward",
@@ -249,6 +260,7 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "multihead_attention",
     "relu",
     "relu_backward",
     "relu_forward",
@@ -285,4 +297,5 @@ __all__ = [
     "tanh",
     "tanh_backward",
     "tanh_forward",
+    "transformer_layer",
 ]

@@ -11,9 +11,9 @@ already repeated for their group), scores `[B, Hq, Lq, Lk]`.
 
 A pair is dead where a bool mask is False or a float mask is -inf, where j lies past the causal
 diagonal i + offset or outside the window [i + offset - left, i + offset + right], and where i or j
-lies past its length. `offset` places query i among the keys: 0 for causal="top_left", otherwise
-kv_length - q_length, so that the last query stands at the last key (flash-attention's
-convention, for causal masks, windows and ALiBi alike).
+lies past its length. `offset` places query i among the keys, for causal masks, windows and ALiBi
+alike: kv_length - q_length for causal="bottom_right", so that the last query stands at the last
+key (flash-attention's convention), otherwise 0.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def per_batch(lengths: Array | None, full: int) -> Array:
 def positions(options: AttentionOptions, q_len: int, kv_len: int) -> tuple[Array, Array]:
     """Where each query stands among the keys, `[B or 1, 1, Lq, 1]`, and the keys, `[Lk]`."""
     offset = per_batch(options.kv_lengths, kv_len) - per_batch(options.q_lengths, q_len)
-    if options.causal == "top_left":
+    if options.causal != "bottom_right":
         offset = np.zeros_like(offset)
     return np.arange(q_len)[:, None] + offset, np.arange(kv_len)
 

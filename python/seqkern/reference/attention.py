@@ -113,7 +113,7 @@ def _dropout_factor(shape: tuple[int, ...], options: AttentionOptions, dtype: An
 
 
 def _attend(query: Array, key: Array, value: Array, mask: Array | None, options: Any) -> Any:
-    """out `[..., Lq, Dv]`, lse `[..., Lq]` and the dropped-out probabilities `[..., Lq, Lk]`."""
+    """out `[..., Lq, Dv]`, lse `[..., Lq]` and the probabilities before dropout `[..., Lq, Lk]`."""
     q, k, v, mask = _operands(query, key, value, mask)
     softmax = softmax_over_live(q, k, mask, options)
     probs = softmax.probs * _dropout_factor(softmax.probs.shape, options, q.dtype)
@@ -122,7 +122,7 @@ def _attend(query: Array, key: Array, value: Array, mask: Array | None, options:
     return (
         narrow(out.reshape(*rows, value.shape[-1]), query),
         softmax.lse.reshape(rows),
-        narrow(probs.reshape(*rows, key.shape[-2]), query),
+        narrow(softmax.probs.reshape(*rows, key.shape[-2]), query),
     )
 
 
@@ -194,8 +194,8 @@ def scaled_dot_product_attention(
     - dropout_seed: the seed of `dropout`'s generator, over `[B, Hq, Lq, Lk]`; dropout_p needs it.
 
     Returns out `[..., Hq, Lq, Dv]`; with return_lse or return_probs a tuple of out, then lse
-    `[..., Hq, Lq]`, then the probabilities `[..., Hq, Lq, Lk]` as they multiply the values, after
-    dropout. `precision` is ignored; `out` is written to and returned.
+    `[..., Hq, Lq]`, then the probabilities `[..., Hq, Lq, Lk]` before dropout. `precision` is
+    ignored; `out` is written to and returned.
     """
     y, saved = scaled_dot_product_attention_forward(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **options
