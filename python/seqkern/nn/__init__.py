@@ -4,38 +4,48 @@
 parameter gradients to `p.grad` and returns the gradients of the inputs as a tuple.
 """
 
+from ._attend import KVCache
 from .activation import GELU, Identity, ReLU, Sigmoid, SiLU, Tanh
+from .attention import MultiheadAttention
 from .batch_norm import BatchNorm1d, BatchNorm2d
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import ModuleList, Sequential
 from .dropout import Dropout
 from .embedding import Embedding
+from .encoder_attention import BahdanauAttention, LuongAttention
 from .linear import Linear
 from .loss import CrossEntropyLoss
 from .module import Buffer, Module, Parameter, Pullback
 from .norm import LayerNorm, RMSNorm
 from .recurrent import GRU, LSTM, RNN
 from .softmax import LogSoftmax, Softmax
+from .transformer import SinusoidalPositions, Transformer, TransformerDecoder, TransformerEncoder
+from .transformer_layers import DecoderLayerCache, TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "GELU",
     "GRU",
     "LSTM",
     "RNN",
+    "BahdanauAttention",
     "BatchNorm1d",
     "BatchNorm2d",
     "Buffer",
     "CrossEntropyLoss",
+    "DecoderLayerCache",
     "Dropout",
     "Embedding",
     "GRUCell",
     "Identity",
+    "KVCache",
     "LSTMCell",
     "LayerNorm",
     "Linear",
     "LogSoftmax",
+    "LuongAttention",
     "Module",
     "ModuleList",
+    "MultiheadAttention",
     "Parameter",
     "Pullback",
     "RMSNorm",
@@ -44,6 +54,12 @@ __all__ = [
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SinusoidalPositions",
     "Softmax",
     "Tanh",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
 ]

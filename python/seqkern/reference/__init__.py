@@ -46,6 +46,19 @@ from .add_norm import (
     add_rms_norm_backward,
     add_rms_norm_forward,
 )
+from .attention import (
+    ScaledDotProductAttentionGradients,
+    ScaledDotProductAttentionSaved,
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_backward,
+    scaled_dot_product_attention_forward,
+)
+from .attention_varlen import (
+    AttentionVarlenSaved,
+    attention_varlen,
+    attention_varlen_backward,
+    attention_varlen_forward,
+)
 from .batch_norm import (
     BatchNormGradients,
     BatchNormSaved,
@@ -67,6 +80,12 @@ from .embedding import (
     embedding,
     embedding_backward,
     embedding_forward,
+)
+from .encoder_attention import (
+    EncoderAttentionGradients,
+    EncoderAttentionSaved,
+    encoder_attention_backward,
+    encoder_attention_forward,
 )
 from .gru import GRUGradients, GRUSaved, gru, gru_backward, gru_forward
 from .gru_cell import (
@@ -135,12 +154,14 @@ from .softmax import (
     softmax_backward,
     softmax_forward,
 )
+from .transformer import multihead_attention, transformer_layer
 
 __all__ = [
     "AddLayerNormGradients",
     "AddLayerNormSaved",
     "AddRMSNormGradients",
     "AddRMSNormSaved",
+    "AttentionVarlenSaved",
     "BatchNormGradients",
     "BatchNormSaved",
     "CrossEntropyGradients",
@@ -149,6 +170,8 @@ __all__ = [
     "DropoutSaved",
     "EmbeddingGradients",
     "EmbeddingSaved",
+    "EncoderAttentionGradients",
+    "EncoderAttentionSaved",
     "GELUGradients",
     "GELUSaved",
     "GRUCellGradients",
@@ -176,6 +199,8 @@ __all__ = [
     "ReLUSaved",
     "RopeGradients",
     "RopeSaved",
+    "ScaledDotProductAttentionGradients",
+    "ScaledDotProductAttentionSaved",
     "SiLUGradients",
     "SiLUSaved",
     "SigmoidGradients",
@@ -192,6 +217,9 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
     "add_rms_norm_forward",
+    "attention_varlen",
+    "attention_varlen_backward",
+    "attention_varlen_forward",
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
@@ -206,6 +234,8 @@ __all__ = [
     "embedding",
     "embedding_backward",
     "embedding_forward",
+    "encoder_attention_backward",
+    "encoder_attention_forward",
     "gelu",
     "gelu_backward",
     "gelu_forward",
@@ -230,6 +260,7 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "multihead_attention",
     "relu",
     "relu_backward",
     "relu_forward",
@@ -249,6 +280,9 @@ __all__ = [
     "rope",
     "rope_backward",
     "rope_forward",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
+    "scaled_dot_product_attention_forward",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
@@ -263,4 +297,5 @@ __all__ = [
     "tanh",
     "tanh_backward",
     "tanh_forward",
+    "transformer_layer",
 ]
