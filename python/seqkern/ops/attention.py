@@ -243,7 +243,7 @@ def scaled_dot_product_attention_backward(
     saved_by(_OP, s, ScaledDotProductAttentionSaved)
     if dout is None:
         dout = np.zeros_like(s.out)
-    additive = s.attn_mask is not None and s.attn_mask.dtype.kind != "b"
+    additive = s.attn_mask is not None and np.asarray(s.attn_mask).dtype.kind != "b"
     mask, shape = _mask(s.query, s.key, s.attn_mask), None
     if additive:
         shape = tuple(n if step else 1 for n, step in zip(mask.shape, _heads_steps(s), strict=True))
@@ -258,9 +258,13 @@ def scaled_dot_product_attention_backward(
     return gradients
 
 
+def _mask_shape(s: ScaledDotProductAttentionSaved) -> tuple[int, ...]:
+    return () if s.attn_mask is None else tuple(s.attn_mask.shape)
+
+
 def _full_rank(s: ScaledDotProductAttentionSaved) -> tuple[int, ...]:
     """The mask's shape with a 1 for every dimension it lacks."""
-    shape: tuple[int, ...] = np.shape(s.attn_mask)
+    shape = _mask_shape(s)
     return (1,) * (s.query.ndim - len(shape)) + shape
 
 
@@ -275,12 +279,12 @@ def _heads_steps(s: ScaledDotProductAttentionSaved) -> tuple[bool, bool, bool, b
 def _unbroadcast(dmask: Array, s: ScaledDotProductAttentionSaved) -> Array:
     """The kernel's gradient [B or 1, H or 1, Lq or 1, Lk or 1] in the mask's own shape."""
     if s.query.ndim <= 4:
-        return dmask.reshape(np.shape(s.attn_mask))
+        return dmask.reshape(_mask_shape(s))
     # More than one batch dimension: the kernel saw them as one, so sum over those the mask lacks.
     lead = s.query.shape[:-3] if dmask.shape[0] > 1 else (1,) * (s.query.ndim - 3)
     wide = dmask.reshape(*lead, *dmask.shape[1:])
     axes = tuple(i for i, n in enumerate(_full_rank(s)) if n == 1 and wide.shape[i] > 1)
-    return wide.sum(axes, keepdims=True, dtype=wide.dtype).reshape(np.shape(s.attn_mask))
+    return wide.sum(axes, keepdims=True, dtype=wide.dtype).reshape(_mask_shape(s))
 
 
 @public
