@@ -56,16 +56,22 @@ struct AttentionInputs {
     if (cu_k) return cu_k[b + 1] - cu_k[b];
     return kv_lengths ? kv_lengths[b] : key_len;
   }
+  // Rows of lse: [B, Hq, query_len], or [Hq, total] when packed.
+  index_t rows() const { return cu_q ? heads * cu_q[batch] : batch * heads * query_len; }
+  index_t row(index_t b, index_t head, index_t i) const {
+    return (cu_q ? head * cu_q[batch] + cu_q[b] : (b * heads + head) * query_len) + i;
+  }
 };
 
 struct AttentionForward : AttentionInputs {
   void* out = nullptr;
-  void* lse = nullptr;    // [B, Hq, query_len] ([Hq, total] when packed), accumulator type
+  void* lse = nullptr;    // [rows], accumulator type; optional
+  void* stats = nullptr;  // [2, rows], accumulator type, for the backward pass; optional
   void* probs = nullptr;  // [B, Hq, query_len, key_len], before dropout; optional
 };
 
 struct AttentionBackward : AttentionInputs {
-  const void *out = nullptr, *dout = nullptr, *lse = nullptr;
+  const void *out = nullptr, *dout = nullptr, *stats = nullptr;
   void *dq = nullptr, *dk = nullptr, *dv = nullptr;  // laid out as q, k, v, contiguous
   AttentionStrides dq_strides, dk_strides, dv_strides;
   void* dmask = nullptr;          // accumulator type, zeroed by the caller; optional

@@ -67,6 +67,11 @@ class Call {
     if (packed) return {p.heads, q.size(0)};
     return {p.batch, p.heads, p.query_len};
   }
+  Shape stats_shape() const {
+    Shape shape = lse_shape();
+    shape.insert(shape.begin(), 2);
+    return shape;
+  }
   Shape out_shape() const {
     if (packed) return {q.size(0), p.heads, p.value_dim};
     return {p.batch, p.heads, p.query_len, p.value_dim};
@@ -103,9 +108,8 @@ class Call {
     for (Array* a : {&q, &k, &v}) a->expect_rank(rank, layout);
     for (Array* a : {&k, &v}) a->expect_dtype(q.dtype());
     p.dtype = q.dtype();
-    int head = packed ? 1 : 1;
     p.batch = packed ? 0 : q.size(0);
-    p.heads = q.size(head), p.kv_heads = k.size(head);
+    p.heads = q.size(1), p.kv_heads = k.size(1);
     p.query_len = packed ? 0 : q.size(2), p.key_len = packed ? 0 : k.size(2);
     p.head_dim = q.size(rank - 1), p.value_dim = v.size(rank - 1);
     if (packed) {
@@ -192,10 +196,10 @@ class Call {
   py::array mask = no_array();
 };
 
-// (out, lse, probs or None). `shape` is that of out: [..., L, Dv].
+// (out, lse, stats, probs), None where not wanted. `shape` is that of out: [..., L, Dv].
 py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::handle mask, py::handle sinks,
                   py::handle slopes, py::handle q_lengths, py::handle k_lengths, const py::tuple& options,
-                  bool with_lse, bool with_probs, py::handle out_, const Shape& shape) {
+                  bool with_lse, bool with_stats, bool with_probs, py::handle out_, const Shape& shape) {
   Call c(packed, q, k, v, mask, sinks, slopes, q_lengths, k_lengths, Options(options));
   py::array out = output(c.op, "out", out_, c.p.dtype, c.q.numpy_dtype(), shape, {&c.q, &c.k, &c.v});
   c.take_data();
@@ -203,11 +207,16 @@ py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::han
   static_cast<AttentionInputs&>(p) = c.p;
   p.out = out.mutable_data();
   p.out_strides = c.contiguous(p.heads, p.query_len, p.value_dim);
-  py::object lse = py::none(), probs = py::none();
+  py::object lse = py::none(), stats = py::none(), probs = py::none();
   if (with_lse) {
     py::array a = empty(numpy_dtype(accumulator(p.dtype)), c.lse_shape());
     p.lse = a.mutable_data();
     lse = a;
+  }
+  if (with_stats) {
+    py::array a = empty(numpy_dtype(accumulator(p.dtype)), c.stats_shape());
+    p.stats = a.mutable_data();
+    stats = a;
   }
   if (with_probs) {
     py::array a = empty(c.q.numpy_dtype(), {p.batch, p.heads, p.query_len, p.key_len});
@@ -215,24 +224,24 @@ py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::han
     probs = a;
   }
   call(cpu::attention_forward, p);
-  return py::make_tuple(out, lse, probs);
+  return py::make_tuple(out, lse, stats, probs);
 }
 
 // (dq, dk, dv, dmask or None, dsinks or None); dmask has the shape `mask_shape` [1 or B, 1 or H, ...] when asked for.
 py::tuple backward(bool packed, py::handle dout_, py::handle q, py::handle k, py::handle v, py::handle mask,
                    py::handle sinks, py::handle slopes, py::handle q_lengths, py::handle k_lengths,
-                   const py::tuple& options, py::handle out_, py::handle lse_, py::object mask_shape) {
+                   const py::tuple& options, py::handle out_, py::handle stats_, py::object mask_shape) {
   Call c(packed, q, k, v, mask, sinks, slopes, q_lengths, k_lengths, Options(options));
-  Array dout(c.op, "dout", dout_), out(c.op, "out", out_), lse(c.op, "lse", lse_);
+  Array dout(c.op, "dout", dout_), out(c.op, "out", out_), stats(c.op, "stats", stats_);
   for (auto [a, name] : {std::pair{&dout, "dout"}, {&out, "out"}}) {
     expect_shape(c.op, name, *a, c.out_shape(), "the shape of the output, ");
     a->expect_dtype(c.p.dtype);
   }
-  expect_shape(c.op, "lse", lse, c.lse_shape());
-  lse.expect_dtype(accumulator(c.p.dtype));
+  expect_shape(c.op, "stats", stats, c.stats_shape());
+  stats.expect_dtype(accumulator(c.p.dtype));
   c.take_data();
   AttentionBackward& p = c.p;
-  p.dout = dout.data(), p.out = out.data(), p.lse = lse.data();
+  p.dout = dout.data(), p.out = out.data(), p.stats = stats.data();
   p.out_strides = c.contiguous(p.heads, p.query_len, p.value_dim);
   p.dq_strides = c.contiguous(p.heads, p.query_len, p.head_dim);
   p.dk_strides = c.contiguous(p.kv_heads, p.key_len, p.head_dim);

@@ -1,4 +1,4 @@
-// Attention backward: scores and probabilities computed again block by block from lse, nothing of size Lq Lk kept.
+// Attention backward: scores and probabilities computed again block by block, nothing of size Lq Lk kept.
 //
 // A thread owns the keys of one head (or a stripe of them, when heads are few): for 128 keys at a time it goes through
 // all query rows, gathers dk and dv of these keys, and adds to a dq of its own. Stripes and the order of every sum
@@ -73,7 +73,7 @@ class BackwardAttention {
   struct Space {
     A *query, *dout;                // left factors, k-major by row block; query scaled
     A *query_panels, *dout_panels;  // right factors [panel][R][P]
-    A *lse, *delta, *dq;            // [R], [R], [R, Dp]
+    A *max, *inverse, *delta, *dq;  // [R] three times, [R, Dp]
     A *keys, *values, *key_panels;  // of 128 keys: [key panel][D][P], [key panel][Dv][P], [panel][128][P]
     A *dk, *dv, *probs, *ds;        // [128, Dp], [128, Dvp], [kQueryBlock, 128] twice
     A* dmask;
@@ -82,7 +82,7 @@ class BackwardAttention {
 
   void take(Job& job, int threads, index_t pairs, index_t groups) {
     sizes[0] = R * D, sizes[1] = R * Dv, sizes[2] = R * Dp, sizes[3] = R * Dvp, sizes[4] = R, sizes[5] = R;
-    sizes[6] = R * Dp, sizes[7] = kKeyBlock * D, sizes[8] = kKeyBlock * Dv, sizes[9] = kKeyBlock * Dp;
+    sizes[6] = R * Dp, sizes[14] = R, sizes[7] = kKeyBlock * D, sizes[8] = kKeyBlock * Dv, sizes[9] = kKeyBlock * Dp;
     sizes[10] = kKeyBlock * Dp, sizes[11] = kKeyBlock * Dvp, sizes[12] = sizes[13] = kQueryBlock * kKeyBlock;
     for (auto& s : sizes) s = round_up(s, 16), thread_size += s;
     memory = job.take<A>(threads * thread_size);
@@ -96,9 +96,9 @@ class BackwardAttention {
   Space space_of(int rank) const {
     Space x;
     A* at = memory + rank * thread_size;
-    A** parts[] = {&x.query, &x.dout,   &x.query_panels, &x.dout_panels, &x.lse, &x.delta, &x.dq,
-                   &x.keys,  &x.values, &x.key_panels,   &x.dk,          &x.dv,  &x.probs, &x.ds};
-    for (int i = 0; i < 14; ++i) *parts[i] = at, at += sizes[i];
+    A** parts[] = {&x.query,  &x.dout,       &x.query_panels, &x.dout_panels, &x.max,   &x.delta, &x.dq,     &x.keys,
+                   &x.values, &x.key_panels, &x.dk,           &x.dv,          &x.probs, &x.ds,    &x.inverse};
+    for (int i = 0; i < 15; ++i) *parts[i] = at, at += sizes[i];
     return x;
   }
 
@@ -135,8 +135,7 @@ class BackwardAttention {
       auto q = rows_of(static_cast<const T*>(p.q), p.q_strides, p.cu_q, b, head);
       auto dout = rows_of(static_cast<const T*>(p.dout), p.out_strides, p.cu_q, b, head);
       auto out = rows_of(static_cast<const T*>(p.out), p.out_strides, p.cu_q, b, head);
-      index_t first = p.cu_q ? head * p.cu_q[p.batch] + p.cu_q[b] : (b * p.heads + head) * p.query_len;
-      auto lse = static_cast<const A*>(p.lse) + first;
+      auto stats = static_cast<const A*>(p.stats) + p.row(b, head, 0);
       pack_columns(q, p.q_strides.row, D, queries, R, {0, queries}, x.query_panels + at * P);
       pack_columns(dout, p.out_strides.row, Dv, queries, R, {0, queries}, x.dout_panels + at * P);
       for (index_t i = 0; i < queries; ++i) {
@@ -146,7 +145,7 @@ class BackwardAttention {
           sum = sum + load_n(out + i * p.out_strides.row + d, n) * load_n(dout + i * p.out_strides.row + d, n);
         }
         x.delta[at + i] = sum_lanes(sum);
-        x.lse[at + i] = lse[i] == -A(__builtin_huge_val()) ? A(__builtin_huge_val()) : lse[i] * kLogBase<A>;
+        x.max[at + i] = stats[i], x.inverse[at + i] = stats[p.rows() + i];
       }
     }
     for (index_t first = 0; first < rows; first += kQueryBlock) {
@@ -216,7 +215,8 @@ class BackwardAttention {
           if (!none) std::fill(line + high[i], line + kKeyBlock, A{});
         }
         if (!none)
-          gradients(b, x.row[r], key, low[i], high[i], x.lse[first + r], x.delta[first + r], probs, ds, x.dmask);
+          gradients(b, x.row[r], key, low[i], high[i], x.max[first + r], x.inverse[first + r], x.delta[first + r],
+                    probs, ds, x.dmask);
       }
     RowBlocks key_blocks(kKeyBlock);
     for (index_t k = 0; k < key_blocks.count; ++k) {
@@ -238,8 +238,8 @@ class BackwardAttention {
   }
 
   // probs: raw products into dropout(P). ds: dout V' into scale times the gradient of the product q . k.
-  void gradients(index_t b, const QueryRow<A>& row, index_t key, index_t low, index_t high, A lse, A delta, A* probs,
-                 A* ds, A* dmask) const {
+  void gradients(index_t b, const QueryRow<A>& row, index_t key, index_t low, index_t high, A max, A inverse, A delta,
+                 A* probs, A* ds, A* dmask) const {
     constexpr A lowest = -__builtin_huge_val();
     A keep[kKeyBlock];
     bool drops = p.dropout > 0;
@@ -251,7 +251,7 @@ class BackwardAttention {
       V s = load(probs + j), capped{}, dp = load(ds + j);
       bool ready = score.ready(row, key + j);
       if (!ready) s = score(s, row, key + j, &capped);
-      V e = power(s - lse), factor = drops ? load(keep + j) : splat(A(1));
+      V e = power(s - max) * inverse, factor = drops ? load(keep + j) : splat(A(1));
       V d = e * (dp * factor - delta);
       if (!ready) d = s == lowest ? V{} : d;
       if (dmask) add_mask_gradient(b, row, key + j, d, dmask);
@@ -308,14 +308,15 @@ class BackwardAttention {
     for (index_t g = 0; g < G; ++g) {
       index_t head = kv_head * G + g;
       A sink = static_cast<const A*>(p.sinks)[head] * kLogBase<A>, sum = 0;
-      for (index_t r = g * queries; r < (g + 1) * queries; ++r) sum -= power(splat(sink - x.lse[r]))[0] * x.delta[r];
+      for (index_t r = g * queries; r < (g + 1) * queries; ++r)
+        sum -= power(splat(sink - x.max[r]))[0] * x.inverse[r] * x.delta[r];
       partial_sinks[b * p.heads + head] = sum;
     }
   }
 
   const AttentionBackward& p;
   Score<T> score;
-  index_t G, D, Dv, Dp, Dvp, R, stripe = 0, stripes = 1, thread_size = 0, sizes[14] = {};
+  index_t G, D, Dv, Dp, Dvp, R, stripe = 0, stripes = 1, thread_size = 0, sizes[15] = {};
   A *memory = nullptr, *partial_dq = nullptr, *partial_sinks = nullptr, *partial_masks = nullptr;
 };
 

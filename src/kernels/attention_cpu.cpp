@@ -233,10 +233,6 @@ class ForwardAttention {
     return !(sum_lanes(wrong) == 0);
   }
 
-  A* lse_at(index_t b, const QueryRow<A>& row) const {
-    index_t at = p.cu_q ? row.head * p.cu_q[p.batch] + p.cu_q[b] : (b * p.heads + row.head) * p.query_len;
-    return static_cast<A*>(p.lse) + at + row.i;
-  }
   T* out_row(index_t b, index_t head, index_t i) const {
     return const_cast<T*>(rows_of(p.out, p.out_strides, p.cu_q, b, head)) + i * p.out_strides.row;
   }
@@ -250,7 +246,7 @@ class ForwardAttention {
         int n = int(std::min<index_t>(L, p.value_dim - d));
         store_n(to + d, nothing ? V{} : load(out + r * Dv + d) * inverse, n);
       }
-      if (p.lse) *lse_at(x.b, x.row[r]) = log_sum(x.max[r], x.sum[r]);
+      keep_stats(p, p.row(x.b, x.row[r].head, x.row[r].i), x.max[r], x.sum[r]);
     }
   }
 
@@ -282,7 +278,7 @@ class ForwardAttention {
       for (index_t i = queries + t; i < p.query_len; i += tiles) {
         QueryRow<A> row{kv_head * G + g, i, 0, 0};
         std::fill_n(out_row(b, row.head, i), p.value_dim, T{});
-        if (p.lse) *lse_at(b, row) = -A(__builtin_huge_val());
+        keep_stats(p, p.row(b, row.head, i), -A(__builtin_huge_val()), A(0));
         if (p.probs)
           std::fill_n(static_cast<T*>(p.probs) + ((b * p.heads + row.head) * p.query_len + i) * p.key_len, p.key_len,
                       T{});

@@ -19,12 +19,6 @@ inline bool decodes(const AttentionForward& p) {
   return p.group() * p.query_len <= kFewRows && !p.probs && p.dropout == 0;
 }
 
-// Natural logarithm of a sum kept as base^max * sum.
-template <class A>
-A log_sum(A max, A sum) {
-  return max / kLogBase<A> + std::log(sum);
-}
-
 template <class T>
 class DecodeAttention {
   using A = acc_t<T>;
@@ -168,16 +162,15 @@ class DecodeAttention {
       for (index_t i = 0; i < (p.cu_q ? queries : p.query_len); ++i) {
         index_t head = kv_head * p.group() + g;
         T* out = const_cast<T*>(rows_of(p.out, p.out_strides, p.cu_q, b, head)) + i * p.out_strides.row;
-        index_t at = p.cu_q ? head * p.cu_q[p.batch] + p.cu_q[b] : (b * p.heads + head) * p.query_len;
-        A lse = kLowest;
-        if (i < queries) lse = join_row(pair, g * queries + i, head, out);
+        A top = kLowest, sum = 0;
+        if (i < queries) join_row(pair, g * queries + i, head, out, top, sum);
         else std::fill_n(out, Dv, T{});
-        if (p.lse) static_cast<A*>(p.lse)[at + i] = lse;
+        keep_stats(p, p.row(b, head, i), top, sum);
       }
   }
 
-  A join_row(index_t pair, index_t r, index_t head, T* out) const {
-    A top = p.sinks ? static_cast<const A*>(p.sinks)[head] * kLogBase<A> : kLowest, sum = 0;
+  void join_row(index_t pair, index_t r, index_t head, T* out, A& top, A& sum) const {
+    if (p.sinks) top = static_cast<const A*>(p.sinks)[head] * kLogBase<A>;
     for (index_t c = 0; c < pieces; ++c) top = std::max(top, part(pair * pieces + c, r)[Dv]);
     A base = top == kLowest ? A(0) : top;
     if (p.sinks) sum = power(splat(static_cast<const A*>(p.sinks)[head] * kLogBase<A> - base))[0];
@@ -190,7 +183,6 @@ class DecodeAttention {
     }
     A inverse = sum == 0 ? A(0) : 1 / sum;
     for (index_t d = 0; d < Dv; ++d) out[d] = to_storage<T>(sum == 0 ? A(0) : joined[d] * inverse);
-    return log_sum(top, sum);
   }
 
   const AttentionForward& p;

@@ -80,12 +80,12 @@ class MendGradients {
     auto out = rows_of(static_cast<const T*>(p.out), p.out_strides, p.cu_q, b, row.head) + row.i * p.out_strides.row;
     auto k = rows_of(static_cast<const T*>(p.k), p.k_strides, p.cu_k, b, kv_head) + j * p.k_strides.row;
     auto v = rows_of(static_cast<const T*>(p.v), p.v_strides, p.cu_k, b, kv_head) + j * p.v_strides.row;
-    index_t at = p.cu_q ? row.head * p.cu_q[p.batch] + p.cu_q[b] : (b * p.heads + row.head) * p.query_len;
-    A lse = static_cast<const A*>(p.lse)[at + row.i], delta = dot(dout, out, Dv);
+    auto stats = static_cast<const A*>(p.stats) + p.row(b, row.head, row.i);
+    A delta = dot(dout, out, Dv);
     int n = int(std::min<index_t>(L, row.high - j));
     V raw{}, capped{};
     for (int i = 0; i < n; ++i) raw[i] = dot(q, k + i * p.k_strides.row, D) * score.query_scale();
-    V s = score(raw, row, j, &capped), e = power(s - lse * kLogBase<A>);
+    V s = score(raw, row, j, &capped), e = power(s - stats[0]) * stats[p.rows()];
     A keep[L];
     std::fill_n(keep, L, A(1));
     if (p.dropout > 0) score.drop(row, j, n, keep);

@@ -4,6 +4,9 @@
 // within it what the mask leaves. float32 works with scores in powers of two, s log2(e), so that 2^x is all that is
 // needed; float64 keeps powers of e.
 #pragma once
+#include <algorithm>
+#include <cmath>
+
 #include "philox.h"
 #include "seqkern/attention.h"
 #include "simd/math.h"
@@ -34,6 +37,17 @@ SEQKERN_INLINE Vec<double> power(Vec<double> x) { return exp(x); }
 // Integer lanes beside those of A, and what a comparison of them gives.
 template <class A>
 using LaneIndex = Vec<std::conditional_t<sizeof(A) == 8, std::int64_t, std::int32_t>>;
+
+// What the backward pass is told of a row: its largest score and 1 / sum, not their lse, which for large scores has
+// lost too many digits. A row that saw nothing has 0 and 0.
+template <class A>
+void keep_stats(const AttentionForward& p, index_t row, A max, A sum) {
+  if (p.lse) static_cast<A*>(p.lse)[row] = max / kLogBase<A> + std::log(sum);
+  if (!p.stats) return;
+  auto stats = static_cast<A*>(p.stats);
+  stats[row] = sum == 0 ? A(0) : max;
+  stats[p.rows() + row] = sum == 0 ? A(0) : 1 / sum;
+}
 
 // One row of queries: head h and row i of sequence b; the keys [low, high) it sees.
 template <class A>

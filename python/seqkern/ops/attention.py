@@ -30,7 +30,8 @@ _OP, _PACKED = "scaled_dot_product_attention", "attention_varlen"
 
 
 class ScaledDotProductAttentionSaved(NamedTuple):
-    """The inputs as given, out, and lse ``[B, Hq, Lq]``: the natural log of every row's softmax denominator."""
+    """The inputs as given, out, lse (natural log of every row's denominator, of out's shape without its last
+    dimension), and stats ``[2, B, Hq, Lq]``: the largest score, in powers of two for float32, and 1 / denominator."""
 
     query: Array
     key: Array
@@ -38,6 +39,7 @@ class ScaledDotProductAttentionSaved(NamedTuple):
     attn_mask: Array | None
     out: Array
     lse: Array
+    stats: Array
     enable_gqa: bool
     sinks: Array | None
     alibi_slopes: Array | None
@@ -63,7 +65,7 @@ class ScaledDotProductAttentionGradients(_Gradients):
 
 
 class AttentionVarlenSaved(NamedTuple):
-    """The inputs as given, out, and lse ``[Hq, total_q]``."""
+    """The inputs as given, out, lse ``[Hq, total_q]`` and stats ``[2, Hq, total_q]`` as in the padded form."""
 
     query: Array
     key: Array
@@ -72,6 +74,7 @@ class AttentionVarlenSaved(NamedTuple):
     cu_seqlens_kv: Array
     out: Array
     lse: Array
+    stats: Array
     sinks: Array | None
     alibi_slopes: Array | None
     options: tuple[Any, ...]
@@ -167,18 +170,18 @@ def _mask(query: Array, key: Array, mask: Array | None) -> Array | None:
 def _run(
     query: Array, key: Array, value: Array, attn_mask: Array | None, enable_gqa: bool, options: tuple[Any, ...],
     sinks: Array | None, alibi_slopes: Array | None, q_lengths: Array | None, kv_lengths: Array | None,
-    with_lse: bool, with_probs: bool, out: Array | None,
-) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
+    with_lse: bool, with_stats: bool, with_probs: bool, out: Array | None,
+) -> tuple[Array, Array | None, Array | None, Array | None]:  # fmt: skip
     _check_leading(query, key, value, enable_gqa)
     shape = (*query.shape[:-1], value.shape[-1]) if hasattr(query, "shape") and hasattr(value, "shape") else ()
-    out, lse, probs = _cpu.attention_forward(
+    out, lse, stats, probs = _cpu.attention_forward(
         False, _heads(query), _heads(key), _heads(value), _mask(query, key, attn_mask), sinks, alibi_slopes,
-        q_lengths, kv_lengths, options, with_lse, with_probs, out, shape)  # fmt: skip
+        q_lengths, kv_lengths, options, with_lse, with_stats, with_probs, out, shape)  # fmt: skip
     if lse is not None:
         lse = lse.reshape(query.shape[:-1])
     if probs is not None:
         probs = probs.reshape(*query.shape[:-1], key.shape[-2])
-    return out, lse, probs
+    return out, lse, stats, probs
 
 
 @public
@@ -207,8 +210,8 @@ def scaled_dot_product_attention(
     """
     check_precision(_OP, precision)
     options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
-    out, lse, probs = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
-                           kv_lengths, return_lse, return_probs, out)  # fmt: skip
+    out, lse, _, probs = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
+                              kv_lengths, return_lse, False, return_probs, out)  # fmt: skip
     extras = [extra for extra in (lse, probs) if extra is not None]
     return (out, *extras) if extras else out
 
@@ -224,10 +227,10 @@ def scaled_dot_product_attention_forward(
     """`scaled_dot_product_attention`, and what `scaled_dot_product_attention_backward` needs."""
     check_precision(_OP, precision)
     options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
-    out, lse, _ = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
-                       kv_lengths, True, False, out)  # fmt: skip
+    out, lse, stats, _ = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
+                              kv_lengths, True, True, False, out)  # fmt: skip
     return out, ScaledDotProductAttentionSaved(
-        query, key, value, attn_mask, out, lse, enable_gqa, sinks, alibi_slopes, q_lengths, kv_lengths,
+        query, key, value, attn_mask, out, lse, stats, enable_gqa, sinks, alibi_slopes, q_lengths, kv_lengths,
         options)  # fmt: skip
 
 
@@ -243,14 +246,13 @@ def scaled_dot_product_attention_backward(
     saved_by(_OP, s, ScaledDotProductAttentionSaved)
     if dout is None:
         dout = np.zeros_like(s.out)
-    additive = s.attn_mask is not None and np.asarray(s.attn_mask).dtype.kind != "b"
     mask, shape = _mask(s.query, s.key, s.attn_mask), None
-    if additive:
+    additive = mask is not None and mask.dtype.kind != "b"
+    if mask is not None and additive:
         shape = tuple(n if step else 1 for n, step in zip(mask.shape, _heads_steps(s), strict=True))
-    lse = s.lse.reshape(_heads(s.query).shape[:-1])
     dq, dk, dv, dmask, dsinks = _cpu.attention_backward(
         False, _heads(dout), _heads(s.query), _heads(s.key), _heads(s.value), mask, s.sinks, s.alibi_slopes,
-        s.q_lengths, s.kv_lengths, s.options, _heads(s.out), lse, shape)  # fmt: skip
+        s.q_lengths, s.kv_lengths, s.options, _heads(s.out), s.stats, shape)  # fmt: skip
     gradients = ScaledDotProductAttentionGradients(
         dq.reshape(s.query.shape), dk.reshape(s.key.shape), dv.reshape(s.value.shape),
         _unbroadcast(dmask, s) if additive else None)  # fmt: skip
@@ -303,20 +305,21 @@ def attention_varlen(
     """
     check_precision(_PACKED, precision)
     options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
-    out, lse = _run_packed(
-        query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, return_lse, out
+    out, lse, _ = _run_packed(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, return_lse, False, out
     )
     return (out, lse) if return_lse else out
 
 
 def _run_packed(
     query: Array, key: Array, value: Array, cu_q: Array, cu_kv: Array, options: tuple[Any, ...],
-    sinks: Array | None, alibi_slopes: Array | None, with_lse: bool, out: Array | None,
-) -> tuple[Array, Array | None]:  # fmt: skip
+    sinks: Array | None, alibi_slopes: Array | None, with_lse: bool, with_stats: bool, out: Array | None,
+) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
     shape = (*query.shape[:-1], value.shape[-1]) if hasattr(query, "shape") and hasattr(value, "shape") else ()
-    out, lse, _ = _cpu.attention_forward(True, query, key, value, None, sinks, alibi_slopes, cu_q, cu_kv, options,
-                                         with_lse, False, out, shape)  # fmt: skip
-    return out, lse
+    out, lse, stats, _ = _cpu.attention_forward(
+        True, query, key, value, None, sinks, alibi_slopes, cu_q, cu_kv, options, with_lse, with_stats, False, out,
+        shape)  # fmt: skip
+    return out, lse, stats
 
 
 @public
@@ -329,9 +332,11 @@ def attention_varlen_forward(
     """`attention_varlen`, and what `attention_varlen_backward` needs."""
     check_precision(_PACKED, precision)
     options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
-    out, lse = _run_packed(query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, True, out)
+    out, lse, stats = _run_packed(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, True, True, out
+    )
     return out, AttentionVarlenSaved(
-        query, key, value, cu_seqlens_q, cu_seqlens_kv, out, lse, sinks, alibi_slopes, options)  # fmt: skip
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, out, lse, stats, sinks, alibi_slopes, options)  # fmt: skip
 
 
 @public
@@ -343,5 +348,5 @@ def attention_varlen_backward(dout: Array | None, saved: AttentionVarlenSaved) -
         dout = np.zeros_like(s.out)
     dq, dk, dv, _, dsinks = _cpu.attention_backward(
         True, dout, s.query, s.key, s.value, None, s.sinks, s.alibi_slopes, s.cu_seqlens_q, s.cu_seqlens_kv,
-        s.options, s.out, s.lse, None)  # fmt: skip
+        s.options, s.out, s.stats, None)  # fmt: skip
     return AttentionVarlenGradients(dq, dk, dv, dsinks)
