@@ -61,6 +61,7 @@ def test_decoder_layer_against_torch(options: dict[str, Any], rng: Any) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")  # torch of its own defaults
 @pytest.mark.parametrize("options", FORMS, ids=["post", "pre", "no_bias"])
 def test_transformer_against_torch(options: dict[str, Any], rng: Any) -> None:
     arguments: Any = (D, HEADS, 2, 3, FF, 0.0)

@@ -58,8 +58,7 @@ def test_gradients(options: dict[str, Any], mask: str, rng: Any, assert_gradient
         "none": None,
         "bool": bool_mask(rng, LQ, LK),
         "float": rng.standard_normal((B, 1, 1, LK)),
-        "float_per_head": np.where(bool_mask(rng, HQ, LQ, LK), 1, -np.inf)
-        * rng.random((HQ, LQ, LK)),
+        "float_per_head": np.where(bool_mask(rng, HQ, LQ, LK), 1, -np.inf) * rng.random((HQ, LQ, LK)),
     }
     options = {**options, "attn_mask": masks[mask], "enable_gqa": True}
     out, saved = reference.scaled_dot_product_attention_forward(q, k, v, **options)
@@ -76,9 +75,7 @@ def test_gradients(options: dict[str, Any], mask: str, rng: Any, assert_gradient
     if "sinks" in options and np.isfinite(options["sinks"]).all():
         pairs["sinks"] = (options["sinks"], found.dsinks)
     assert len(found) == 4
-    assert_gradients(
-        lambda: (dout * reference.scaled_dot_product_attention(q, k, v, **options)).sum(), pairs
-    )
+    assert_gradients(lambda: (dout * reference.scaled_dot_product_attention(q, k, v, **options)).sum(), pairs)
     zero = reference.scaled_dot_product_attention_backward(None, saved)
     assert not any(array.any() for array in zero[:3])
 
@@ -91,9 +88,7 @@ def naive(q: Any, k: Any, v: Any, mask: Any, options: dict[str, Any]) -> tuple[A
         kv_len = options.get("kv_lengths", [LK] * B)[b]
         causal = options.get("causal", "top_left" if options.get("is_causal") else None)
         place = i + kv_len - q_len if causal == "bottom_right" else i
-        left, right = (
-            n if n is not None and n >= 0 else LK for n in options.get("window", (None, None))
-        )
+        left, right = (n if n is not None and n >= 0 else LK for n in options.get("window", (None, None)))
         slopes = np.broadcast_to(options.get("alibi_slopes", 0.0), (B, HQ))
         g = h * k.shape[1] // HQ
         weights = {}
@@ -102,20 +97,16 @@ def naive(q: Any, k: Any, v: Any, mask: Any, options: dict[str, Any]) -> tuple[A
                 continue
             if not (place - left <= j <= place + right) or not mask[b, h, i, j]:
                 continue
-            weights[j] = np.exp(
-                q[b, h, i] @ k[b, g, j] / np.sqrt(D) - slopes[b, h] * abs(place - j)
-            )
-        if weights:
-            sink = np.exp(options["sinks"][h]) if "sinks" in options else 0
-            total = sum(weights.values()) + sink
+            weights[j] = np.exp(q[b, h, i] @ k[b, g, j] / np.sqrt(D) - slopes[b, h] * abs(place - j))
+        sink = np.exp(options["sinks"][h]) if "sinks" in options and i < q_len else 0
+        total = sum(weights.values()) + sink
+        if total:
             out[b, h, i] = sum(w * v[b, g, j] for j, w in weights.items()) / total
             lse[b, h, i] = np.log(total)
     return out, lse
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, o in OPTIONS.items() if not {"scale", "softcap", "dropout_p"} & set(o)]
-)
+@pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if not {"scale", "softcap", "dropout_p"} & set(o)])
 def test_each_option_against_its_definition(name: str, rng: Any) -> None:
     q, k, v = inputs(rng)
     mask = bool_mask(rng, B, HQ, LQ, LK)
@@ -133,9 +124,7 @@ def test_the_lectures_worked_example() -> None:
     """Weights and values of the decks; the scores log(weights) give those weights exactly."""
     weights = np.array([[0.50, 0.20, 0.30], [0.12, 0.45, 0.43], [0.15, 0.42, 0.43]])
     value = np.array([[0.50, -0.87], [-0.70, 0.70], [0.81, 0.59]])
-    out, probs = reference.scaled_dot_product_attention(
-        np.log(weights), np.eye(3), value, scale=1.0, return_probs=True
-    )
+    out, probs = reference.scaled_dot_product_attention(np.log(weights), np.eye(3), value, scale=1.0, return_probs=True)
     np.testing.assert_allclose(probs, weights, rtol=1e-14)
     expected = [[0.35, -0.12], [0.10, 0.46], [0.13, 0.42]]
     np.testing.assert_allclose(out, expected, rtol=0, atol=0.01)  # the weights are rounded too
@@ -164,15 +153,16 @@ def test_dead_rows_are_zero(sinks: Any, rng: Any) -> None:
     k[1, :, 4], v[1, :, 4] = np.nan, -np.inf  # dead keys
     options = {"sinks": sinks, "q_lengths": q_lengths, "kv_lengths": kv_lengths}
     arguments: Any = (q, k, v, mask)
-    out, saved = reference.scaled_dot_product_attention_forward(
-        *arguments, enable_gqa=True, **options
-    )
+    out, saved = reference.scaled_dot_product_attention_forward(*arguments, enable_gqa=True, **options)
     dout = rng.standard_normal(out.shape)
     dout[0, 1, 2] = dout[1, :, 1:] = np.nan
     found = reference.scaled_dot_product_attention_backward(dout, saved)
     dead = np.zeros(out.shape[:3], bool)
     dead[0, 1, 2] = dead[1, :, 1:] = True
-    np.testing.assert_array_equal(saved.lse == -np.inf, dead)
+    lse = np.full(dead.shape, -np.inf)
+    lse[0, 1, 2] = -np.inf if sinks is None else sinks[1]
+    np.testing.assert_array_equal(saved.lse[dead], lse[dead])
+    assert np.isfinite(saved.lse[~dead]).all()
     for array in (out, found.dquery):
         assert np.isfinite(array).all()
         assert not array[dead].any()
@@ -259,9 +249,7 @@ def test_varlen(name: str, rng: Any, assert_gradients: Any) -> None:
         lambda: (dout * reference.attention_varlen(q, k, v, CU_Q, CU_KV, **options)).sum(),
         {"q": (q, found.dquery), "k": (k, found.dkey), "v": (v, found.dvalue)},
     )
-    _, lse, probs = reference.attention_varlen(
-        q, k, v, CU_Q, CU_KV, return_lse=True, return_probs=True, **options
-    )
+    _, lse, probs = reference.attention_varlen(q, k, v, CU_Q, CU_KV, return_lse=True, return_probs=True, **options)
     np.testing.assert_array_equal(lse, saved.lse)
     assert (lse.shape, probs.shape) == ((HQ, 5), (3, HQ, 3, 4))
     if name == "dropout":

@@ -1,9 +1,10 @@
 """Scaled dot-product attention, padded and packed, forward and backward.
 
 Shapes: query ``[..., Hq, Lq, D]``, key ``[..., Hkv, Lk, D]``, value ``[..., Hkv, Lk, Dv]``, out
-``[..., Hq, Lq, Dv]``; any head_dim from 1. float32, float64 or bfloat16 storage (float32 arithmetic). Rows whose
-elements are adjacent are read where they lie, whatever the other strides; anything else is copied once. Memory grows
-with the lengths, never with their product, unless the probabilities are asked for.
+``[..., Hq, Lq, Dv]``; any head_dim from 1. B counts all dimensions before the heads, 1 where there are none.
+float32, float64 or bfloat16 storage (float32 arithmetic). Rows whose elements are adjacent are read where they lie,
+whatever the other strides; anything else is copied once. Memory grows with the lengths, never with their product,
+unless the probabilities are asked for.
 """
 
 from __future__ import annotations
@@ -130,12 +131,11 @@ def _window(op: str, window: Window | None) -> tuple[int, int]:
 
 
 def _heads(x: Array) -> Array:
-    """An array as [B, H, L, D]; other types and 1-d arrays pass through for the kernel to refuse."""
+    """An array as [B, H, L, D], a missing dimension 1; other types and 1-d arrays are left for the kernel to refuse."""
     if not isinstance(x, np.ndarray) or x.ndim < 2 or x.ndim == 4:
         return x
-    if x.ndim == 2:
-        return x[None, None]
-    return x[:, None] if x.ndim == 3 else x.reshape(-1, *x.shape[-3:])
+    shape = (1,) * (4 - x.ndim) + x.shape
+    return x.reshape(math.prod(shape[:-3]), *shape[-3:])
 
 
 def _check_leading(query: Array, key: Array, value: Array, enable_gqa: bool) -> None:
@@ -155,7 +155,8 @@ def _check_leading(query: Array, key: Array, value: Array, enable_gqa: bool) -> 
 
 def _mask(query: Array, key: Array, mask: Array | None) -> Array | None:
     """The mask as a view [B, H, Lq, Lk]."""
-    if mask is None or not all(isinstance(x, np.ndarray) and x.ndim >= 2 for x in (query, key, mask)):
+    usable = isinstance(mask, np.ndarray) and all(isinstance(x, np.ndarray) and x.ndim >= 2 for x in (query, key))
+    if mask is None or not usable:
         return mask
     want = (*query.shape[:-1], key.shape[-2])
     try:
@@ -205,7 +206,8 @@ def scaled_dot_product_attention(
     ``[B, Hq, Lq, Lk]`` as `dropout` does with seed=dropout_seed.
 
     Returns out, or a tuple of out and, as asked for, lse ``[..., Lq]`` (natural log of the denominator) and the
-    probabilities before dropout. A row that sees nothing gives 0 and lse -inf. What is masked may hold NaN.
+    probabilities before dropout. A row that sees nothing gives 0 and lse -inf (with a sink, its logit, unless the row
+    is padding). What is masked may hold NaN.
     ValueError or TypeError for arguments that do not fit, naming the one.
     """
     check_precision(_OP, precision)
@@ -247,15 +249,14 @@ def scaled_dot_product_attention_backward(
     if dout is None:
         dout = np.zeros_like(s.out)
     mask, shape = _mask(s.query, s.key, s.attn_mask), None
-    additive = mask is not None and mask.dtype.kind != "b"
-    if mask is not None and additive:
+    if mask is not None and mask.dtype.kind != "b":
         shape = tuple(n if step else 1 for n, step in zip(mask.shape, _heads_steps(s), strict=True))
     dq, dk, dv, dmask, dsinks = _cpu.attention_backward(
         False, _heads(dout), _heads(s.query), _heads(s.key), _heads(s.value), mask, s.sinks, s.alibi_slopes,
         s.q_lengths, s.kv_lengths, s.options, _heads(s.out), s.stats, shape)  # fmt: skip
     gradients = ScaledDotProductAttentionGradients(
         dq.reshape(s.query.shape), dk.reshape(s.key.shape), dv.reshape(s.value.shape),
-        _unbroadcast(dmask, s) if additive else None)  # fmt: skip
+        None if dmask is None else _unbroadcast(dmask, s))  # fmt: skip
     gradients.dsinks = dsinks
     return gradients
 
@@ -273,7 +274,7 @@ def _full_rank(s: ScaledDotProductAttentionSaved) -> tuple[int, ...]:
 def _heads_steps(s: ScaledDotProductAttentionSaved) -> tuple[bool, bool, bool, bool]:
     """Which dimensions of [B, H, Lq, Lk] the mask really has."""
     full = _full_rank(s)
-    wide = (*(1,) * (4 - len(full)), *full) if len(full) != 3 else (full[0], 1, *full[1:])
+    wide = (1,) * (4 - len(full)) + full
     batch = any(n != 1 for n in wide[:-3])
     return batch, wide[-3] != 1, wide[-2] != 1, wide[-1] != 1
 

@@ -54,6 +54,7 @@ from .attention import (
     scaled_dot_product_attention_forward,
 )
 from .attention_varlen import (
+    AttentionVarlenGradients,
     AttentionVarlenSaved,
     attention_varlen,
     attention_varlen_backward,
@@ -161,6 +162,7 @@ __all__ = [
     "AddLayerNormSaved",
     "AddRMSNormGradients",
     "AddRMSNormSaved",
+    "AttentionVarlenGradients",
     "AttentionVarlenSaved",
     "BatchNormGradients",
     "BatchNormSaved",

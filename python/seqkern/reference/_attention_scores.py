@@ -47,7 +47,8 @@ class AttentionOptions(NamedTuple):
 class Softmax(NamedTuple):
     """`live` bool, `slope` = dscore/d(scale q·k) and `probs` `[B, Hq, Lq, Lk]`; `lse` `[B, Hq, Lq]`.
 
-    lse is the logarithm of the denominator, the sink included; -inf for a row with no live key.
+    lse is the logarithm of the denominator: of the sink alone for a row with no live key, -inf
+    without one and for a row past its length.
     """
 
     live: Array
@@ -123,8 +124,9 @@ def softmax_over_live(q: Array, k: Array, mask: Array | None, options: Attention
         exponential = np.where(live, np.exp(s - top), 0)
         total = exponential.sum(axis=-1, keepdims=True)
         if options.sinks is not None:
-            total = total + np.exp(sinks - top)
-        some = live.any(axis=-1, keepdims=True) & (total != 0)
+            row = np.arange(q.shape[-2])[:, None]
+            total = total + np.where(row < per_batch(options.q_lengths, len(row)), np.exp(sinks - top), 0)
+        some = total != 0
         total = np.where(some, total, 1)
         lse = np.where(some, np.log(total) + top, -np.inf)
     return Softmax(live, slope, exponential / total, lse[..., 0])

@@ -10,9 +10,10 @@ With p the probabilities of `_attention_scores`, m the dropout mask over 1 - dro
 
 where c is the slope of the soft cap, 1 without one. `torch.nn.functional`'s function of this name
 is the model; the options beyond it follow flash-attention (window, softcap, ALiBi) and gpt-oss
-(sinks). A row with no live key (masked out, or past its length) gives 0, lse -inf (with a sink
-too) and zero gradients. A NaN in a dead pair never leaks, not into the scores, the output or a
-gradient; a live NaN propagates, and so does that of a value whose probability was dropped.
+(sinks). A row with no live key (masked out, or past its length) gives 0 and zero gradients; its lse
+is -inf, or the sink's logit if it lies within its length. A NaN in a dead pair never leaks, not into
+the scores, the output or a gradient; a live NaN propagates, and so does that of a value whose
+probability was dropped.
 """
 
 from __future__ import annotations
@@ -244,10 +245,8 @@ def scaled_dot_product_attention_backward(
 
 
 def _sink_gradient(sinks: Array, lse: Array, total: Array) -> Array:
-    """dsink_h = -Σ e^(sink_h - lse_i) D_i over the rows with a live key; lse, D `[B, Hq, Lq]`."""
+    """dsink_h = -Σ e^(sink_h - lse_i) D_i; lse, D `[B, Hq, Lq]`."""
     some = lse != -np.inf
-    share = np.where(
-        some, np.exp(np.asarray(sinks, lse.dtype)[:, None] - np.where(some, lse, 0)), 0
-    )
+    share = np.where(some, np.exp(np.asarray(sinks, lse.dtype)[:, None] - np.where(some, lse, 0)), 0)
     gradient: Array = -(share * total).sum(axis=(0, 2))
     return gradient

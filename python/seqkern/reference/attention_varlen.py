@@ -14,7 +14,6 @@ import numpy as np
 
 from ._arrays import Array
 from .attention import (
-    ScaledDotProductAttentionGradients,
     ScaledDotProductAttentionSaved,
     scaled_dot_product_attention_backward,
     scaled_dot_product_attention_forward,
@@ -29,6 +28,15 @@ class AttentionVarlenSaved(NamedTuple):
     lse: Array
     cu_seqlens_q: Array
     cu_seqlens_kv: Array
+
+
+class AttentionVarlenGradients(NamedTuple):
+    """Gradients of the packed arrays, and dsinks `[Hq]` (None without sinks)."""
+
+    dquery: Array
+    dkey: Array
+    dvalue: Array
+    dsinks: Array | None
 
 
 def _pad(packed: Array, cu_seqlens: Array) -> Array:
@@ -101,19 +109,13 @@ def attention_varlen(
     return results if len(results) > 1 else y
 
 
-def attention_varlen_backward(
-    dout: Array | None, saved: AttentionVarlenSaved
-) -> ScaledDotProductAttentionGradients:
+def attention_varlen_backward(dout: Array | None, saved: AttentionVarlenSaved) -> AttentionVarlenGradients:
     """Gradients from dout `[total_q, Hq, Dv]`: dquery, dkey, dvalue packed; None stands for zero."""
     borders_q, borders_kv = (np.asarray(c, np.int64) for c in saved[2:])
-    gradients = scaled_dot_product_attention_backward(
-        None if dout is None else _pad(dout, borders_q), saved.padded
-    )
-    packed = ScaledDotProductAttentionGradients(
+    gradients = scaled_dot_product_attention_backward(None if dout is None else _pad(dout, borders_q), saved.padded)
+    return AttentionVarlenGradients(
         _pack(gradients.dquery, borders_q),
         _pack(gradients.dkey, borders_kv),
         _pack(gradients.dvalue, borders_kv),
-        gradients.dattn_mask,
+        gradients.dsinks,
     )
-    packed.dsinks = gradients.dsinks
-    return packed

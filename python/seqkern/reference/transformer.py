@@ -87,7 +87,8 @@ def multihead_attention(
     def join(x: Array) -> Array:
         return np.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
 
-    out, saved = scaled_dot_product_attention_forward(*(split(y) for y, _ in parts), **options)
+    q, k, v = (split(y) for y, _ in parts)
+    out, saved = scaled_dot_product_attention_forward(q, k, v, **options)
     y, pull_out = _linear(join(out), params, grads, f"{prefix}out_proj")
 
     def pull(dy: Array) -> tuple[Array, Array, Array]:
