@@ -20,6 +20,7 @@
   X(gru_backward, RecurrentBackward)              \
   X(linear_forward, LinearForward)                \
   X(linear_backward, LinearBackward)              \
+  X(linear_int8, LinearInt8)                      \
   X(softmax_forward, SoftmaxForward)              \
   X(softmax_backward, SoftmaxBackward)            \
   X(cross_entropy_forward, CrossEntropyForward)   \

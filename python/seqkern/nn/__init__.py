@@ -10,6 +10,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .container import ModuleList, Sequential
 from .dropout import Dropout
 from .embedding import Embedding
+from .int8_linear import Int8Linear
 from .linear import Linear
 from .loss import CrossEntropyLoss
 from .module import Buffer, Module, Parameter, Pullback
@@ -30,6 +31,7 @@ __all__ = [
     "Embedding",
     "GRUCell",
     "Identity",
+    "Int8Linear",
     "LSTMCell",
     "LayerNorm",
     "Linear",
