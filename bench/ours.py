@@ -90,21 +90,46 @@ def cell_function(kind: str, weights: dict[str, Array], x: Array, state: Sequenc
     return Entry(call, lambda: list(call()) if kind == "lstm" else [call()])
 
 
-def linear(task: LinearTask) -> Entry:
-    """`seqkern.nn.Linear`, whose packed weight is kept between calls; results: y."""
-    module = seqkern.nn.Linear(task.row.k, task.row.n)
-    module.load_state_dict({"weight": task.weight, "bias": task.bias})
-    x = task.x
-    return Entry(lambda: module(x), lambda: [_float32(module(x))])
+def linear(task: LinearTask, x_dtype: str | None = None) -> Entry:
+    """`seqkern.linear` in the task's dtype; with `x_dtype` only the weight is. Results: y."""
+    x = _cast(task.x, x_dtype or task.dtype)
+    weight = _cast(task.weight, task.dtype)
+
+    def call() -> Any:
+        return seqkern.linear(x, weight, task.bias)
+
+    return Entry(call, lambda: [_float32(call())])
+
+
+def linear_train(task: LinearTask) -> Entry:
+    """`linear_forward` and `linear_backward`; results: y, dx, dweight."""
+
+    def call() -> Any:
+        y, saved = seqkern.linear_forward(task.x, task.weight, task.bias)
+        return y, seqkern.linear_backward(task.dy, saved)
+
+    def results() -> list[Array]:
+        y, gradients = call()
+        return [y, gradients.dx, gradients.dweight]
+
+    return Entry(call, results)
+
+
+def linear_int8(task: LinearTask) -> Entry:
+    """`seqkern.linear_int8`, quantised beforehand; results: y."""
+    q, scale = seqkern.quantize_int8(task.weight)
+
+    def call() -> Any:
+        return seqkern.linear_int8(task.x, q, scale, task.bias)
+
+    return Entry(call, lambda: [call()])
 
 
 def recurrent_module(task: RecurrentTask, weights_only: bool = False) -> Any:
     """The task's module with its weights in its dtype, and its biases unless `weights_only`."""
     row = task.row
     classes = {"lstm": seqkern.nn.LSTM, "gru": seqkern.nn.GRU, "rnn": seqkern.nn.RNN}
-    module = classes[row.kind](
-        row.input_size, row.hidden_size, row.layers, bidirectional=row.bidirectional
-    )
+    module = classes[row.kind](row.input_size, row.hidden_size, row.layers, bidirectional=row.bidirectional)
     module.load_state_dict(task.state_dict())
     for name, parameter in module.named_parameters():
         if name.startswith("weight") or not weights_only:

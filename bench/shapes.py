@@ -115,9 +115,23 @@ class LinearRow:
     def label(self) -> str:
         return f"linear ({self.m},{self.k},{self.n})"
 
-    def flops(self) -> int:
-        return 2 * self.m * self.k * self.n
+    def flops(self, train: bool = False) -> int:
+        return 2 * self.m * self.k * self.n * (3 if train else 1)
 
+    def reads(self, itemsize: int) -> tuple[Read, ...]:
+        """The weight, where so few rows use it that reading it is what takes the time."""
+        size = self.k * self.n * itemsize
+        return (Read(size, size),) if self.m < 4 else ()
+
+
+DECODE_ROWS = (
+    LinearRow(1, 768, 3072),
+    LinearRow(2, 768, 3072),
+    LinearRow(3, 768, 3072),
+    LinearRow(1, 3072, 768),
+    LinearRow(1, 3072, 3072),
+    LinearRow(1, 768, 50257),
+)
 
 LINEAR_ROWS = (
     LinearRow(128, 768, 3072),

@@ -56,13 +56,14 @@ class RecurrentTask:
 
 @dataclass(frozen=True)
 class LinearTask:
-    """x `[m, k]`, weight `[n, k]`, bias `[n]`, float32."""
+    """x `[m, k]`, weight `[n, k]`, bias `[n]`, the gradient of the output `[m, n]`, float32."""
 
     row: LinearRow
     dtype: str
     x: Array
     weight: Array
     bias: Array
+    dy: Array
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,13 @@ def recurrent_task(row: RecurrentRow, dtype: str = "float32", seed: int = 0) -> 
 
 
 def linear_task(row: LinearRow, dtype: str = "float32", seed: int = 0) -> LinearTask:
-    """Weight and bias uniform in ±1/√k, x standard normal."""
+    """Weight and bias uniform in ±1/√k, x and dy standard normal."""
     rng = np.random.default_rng(seed)
     bound = row.k**-0.5
     weight = rng.uniform(-bound, bound, (row.n, row.k)).astype(np.float32)
     bias = rng.uniform(-bound, bound, row.n).astype(np.float32)
-    return LinearTask(row, dtype, rng.standard_normal((row.m, row.k), np.float32), weight, bias)
+    x = rng.standard_normal((row.m, row.k), np.float32)
+    return LinearTask(row, dtype, x, weight, bias, rng.standard_normal((row.m, row.n), np.float32))
 
 
 def disagreement(mine: Sequence[Array], theirs: Sequence[Array], dtype: str) -> str | None:

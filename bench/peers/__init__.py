@@ -39,6 +39,7 @@ JOBS = {
     "ragged": "it has no packed sequences",
     "cell": "it has no single cells",
     "linear": "nothing is written to measure its linear layer",
+    "linear_train": "it does not train, or nothing is written to measure it",
 }
 FRAMEWORKS = ("torch", "onnxruntime", "openvino")
 

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..shapes import GATES
-from ..tasks import Array, LayerWeights, RecurrentTask
+from ..tasks import Array, LayerWeights, LinearTask, RecurrentTask
 
 OPSET = 14
 IR_VERSION = 8  # the one that came with opset 14's generation: every runtime reads it
@@ -33,12 +33,7 @@ def layer_arrays(directions: Sequence[LayerWeights], kind: str) -> tuple[Array, 
     """W `[D, G·H, I]`, R `[D, G·H, H]` and B `[D, 2·G·H]` of one layer."""
     w = np.stack([reorder_gates(weights.weight_ih, kind) for weights in directions])
     r = np.stack([reorder_gates(weights.weight_hh, kind) for weights in directions])
-    b = np.stack(
-        [
-            np.concatenate([reorder_gates(bias, kind) for bias in (d.bias_ih, d.bias_hh)])
-            for d in directions
-        ]
-    )
+    b = np.stack([np.concatenate([reorder_gates(bias, kind) for bias in (d.bias_ih, d.bias_hh)]) for d in directions])
     return w, r, b
 
 
@@ -58,22 +53,34 @@ def recurrent_model(task: RecurrentTask) -> bytes:
         nodes += _layer_nodes(task, source, names, f"Y{layer}", target)
         source = target
     constants.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), "joined"))
-    graph = helper.make_graph(
-        nodes,
-        "recurrent",
-        [_float_array("x", task.x.shape)],
-        [_float_array("y", task.dy.shape)],
-        constants,
-    )
+    return _serialised(nodes, task.x.shape, task.dy.shape, constants)
+
+
+def linear_model(task: LinearTask) -> bytes:
+    """Input `x` `[m, k]`, output `y` `[m, n]`, weight and bias constant."""
+    constants = [
+        numpy_helper.from_array(task.weight, "weight"),
+        numpy_helper.from_array(task.bias, "bias"),
+    ]
+    node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
+    return _serialised([node], task.x.shape, task.dy.shape, constants)
+
+
+def _serialised(
+    nodes: list[onnx.NodeProto],
+    x_shape: Sequence[int],
+    y_shape: Sequence[int],
+    constants: list[onnx.TensorProto],
+) -> bytes:
+    """A checked model of one input and one output."""
+    graph = helper.make_graph(nodes, "layer", [_float_array("x", x_shape)], [_float_array("y", y_shape)], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
-def _layer_nodes(
-    task: RecurrentTask, source: str, weights: list[str], raw: str, target: str
-) -> list[onnx.NodeProto]:
+def _layer_nodes(task: RecurrentTask, source: str, weights: list[str], raw: str, target: str) -> list[onnx.NodeProto]:
     """The operator, then `[T, D, N, H]` → `[T, N, D, H]` → `[T, N, D·H]`."""
     row = task.row
     extra: dict[str, Any] = {"linear_before_reset": 1} if row.kind == "gru" else {}

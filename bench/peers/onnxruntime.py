@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from ..tasks import Array, Entry, RecurrentTask, UnsupportedError
-from .onnx_model import recurrent_model
+from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
+from .onnx_model import linear_model, recurrent_model
 
 NAME = "onnxruntime"
 
@@ -23,10 +23,19 @@ def recurrent_forward(task: RecurrentTask) -> Entry:
     """`session.run` as a user calls it; results: the output."""
     if task.dtype != "float32":
         raise UnsupportedError(f"its CPU provider has no recurrent layers in {task.dtype}")
-    session = onnxruntime.InferenceSession(
-        recurrent_model(task), _options, providers=["CPUExecutionProvider"]
-    )
-    inputs = {"x": task.x}
+    return _entry(recurrent_model(task), task.x)
+
+
+def linear(task: LinearTask) -> Entry:
+    """A Gemm node; results: y."""
+    if task.dtype != "float32":
+        raise UnsupportedError(f"its CPU provider has no Gemm in {task.dtype}")
+    return _entry(linear_model(task), task.x)
+
+
+def _entry(model: bytes, x: Array) -> Entry:
+    session = onnxruntime.InferenceSession(model, _options, providers=["CPUExecutionProvider"])
+    inputs = {"x": x}
 
     def call() -> Array:
         return np.asarray(session.run(None, inputs)[0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import openvino
 
-from ..tasks import Array, Entry, RecurrentTask, UnsupportedError
-from .onnx_model import recurrent_model
+from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
+from .onnx_model import linear_model, recurrent_model
 
 NAME = "openvino"
 
@@ -20,21 +20,31 @@ def prepare(threads: int) -> None:
 
 
 def recurrent_forward(task: RecurrentTask) -> Entry:
-    """One reused infer request over a shared input tensor; results: the output."""
+    """The whole stack; results: the output."""
+    return _entry(recurrent_model(task), task.x, task.dtype)
+
+
+def linear(task: LinearTask) -> Entry:
+    """A Gemm node; results: y."""
+    return _entry(linear_model(task), task.x, task.dtype)
+
+
+def _entry(serialised: bytes, x: Array, dtype: str) -> Entry:
+    """One reused infer request over a shared input tensor."""
     core = openvino.Core()
-    hint = _HINTS[task.dtype]
+    hint = _HINTS[dtype]
     # Where the CPU has no bfloat16 instructions the plugin still accepts the hint and emulates
     # them, many times slower than its own float32: nobody would run that.
     if hint.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
         raise UnsupportedError(f"its CPU plugin has no {hint} on this machine but by emulation")
-    model = core.read_model(recurrent_model(task), b"")
+    model = core.read_model(serialised, b"")
     compiled = core.compile_model(model, "CPU", {**_config, "INFERENCE_PRECISION_HINT": hint})
     used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if used != hint:
         raise UnsupportedError(f"it computes in {used} on this machine when asked for {hint}")
     request = compiled.create_infer_request()
     # The request borrows x's memory and keeps neither array nor tensor alive: the closure does.
-    borrowed = (task.x, openvino.Tensor(task.x, shared_memory=True))
+    borrowed = (x, openvino.Tensor(x, shared_memory=True))
     request.set_input_tensor(borrowed[1])
 
     def call(_keep: object = borrowed) -> None:

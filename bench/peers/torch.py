@@ -106,11 +106,28 @@ def linear(task: LinearTask) -> Entry:
     return Entry(call, lambda: [_numpy(call())])
 
 
+def linear_train(task: LinearTask) -> Entry:
+    """Autograd through `functional.linear` from a given dy; results: y, dx, dweight."""
+    leaves = [torch.from_numpy(a).requires_grad_() for a in (task.x, task.weight, task.bias)]
+    dy = torch.from_numpy(task.dy)
+
+    def call() -> torch.Tensor:
+        for leaf in leaves:
+            leaf.grad = None
+        y = torch.nn.functional.linear(*leaves)
+        torch.autograd.backward(y, dy)
+        return y
+
+    def results() -> Sequence[Array]:
+        y = call()
+        return [_numpy(tensor) for tensor in (y, leaves[0].grad, leaves[1].grad)]
+
+    return Entry(call, results)
+
+
 def _module(task: RecurrentTask) -> Any:
     row = task.row
-    module = _MODULES[row.kind](
-        row.input_size, row.hidden_size, row.layers, bidirectional=row.bidirectional
-    )
+    module = _MODULES[row.kind](row.input_size, row.hidden_size, row.layers, bidirectional=row.bidirectional)
     module.load_state_dict({k: torch.from_numpy(v) for k, v in task.state_dict().items()})
     return module.to(_DTYPES[task.dtype])
 

@@ -1,68 +1,12 @@
-// linear, embedding, softmax, cross-entropy: unpack, check, call.
+// embedding, softmax, cross-entropy: unpack, check, call.
 #include "array.h"
 #include "seqkern/embedding.h"
-#include "seqkern/linear.h"
 #include "seqkern/softmax.h"
 
 namespace seqkern {
 namespace {
 
-index_t product(const Shape& v) {
-  index_t n = 1;
-  for (auto d : v) n *= d;
-  return n;
-}
-
 [[noreturn]] void bad(const std::string& what) { throw py::value_error(what); }
-
-// x [..., in] and weight [out, in] with their types; the leading dimensions of x.
-Shape check_linear(const char* op, Array& x, Array& weight) {
-  weight.expect_rank(2, "[out_features, in_features]");
-  Shape lead = shape_of(x);
-  if (lead.empty() || lead.back() != weight.size(1))
-    bad(std::string(op) + ": x must be [..., in_features] with in_features = " + std::to_string(weight.size(1)) +
-        ", got " + shape_text(lead));
-  if (!(x.dtype() == DType::f32 && weight.dtype() == DType::bf16)) weight.expect_dtype(x.dtype());
-  lead.pop_back();
-  return lead;
-}
-
-py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_) {
-  const char* op = "linear";
-  Array x(op, "x", x_), weight(op, "weight", weight_), bias(op, "bias", bias_, true);
-  auto lead = check_linear(op, x, weight);
-  bias.expect({{"out_features", weight.size(0)}});
-  bias.expect_accumulator(x.dtype(), weight.dtype() == DType::bf16);
-  Shape shape = lead;
-  shape.push_back(weight.size(0));
-  py::array y = empty(x.numpy_dtype(), shape);
-  LinearForward p{x.dtype(), weight.dtype(), product(lead),           weight.size(1),  weight.size(0),
-                  x.data(),  weight.data(),  bias.accumulator_data(), y.mutable_data()};
-  call(cpu::linear_forward, p);
-  return y;
-}
-
-py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, bool with_bias) {
-  const char* op = "linear";
-  Array x(op, "x", x_), weight(op, "weight", weight_), dy(op, "dy", dy_);
-  auto lead = check_linear(op, x, weight);
-  Shape shape = lead;
-  shape.push_back(weight.size(0));
-  expect_shape(op, "dy", dy, shape);
-  dy.expect_dtype(x.dtype());
-  py::dtype type = numpy_dtype(accumulator(x.dtype()));
-  py::array dx = empty(x.numpy_dtype(), shape_of(x)), dweight = empty(type, {weight.size(0), weight.size(1)});
-  py::object dbias = py::none();
-  LinearBackward p{x.dtype(), weight.dtype(), product(lead), weight.size(1),    weight.size(0),
-                   x.data(),  weight.data(),  dy.data(),     dx.mutable_data(), dweight.mutable_data()};
-  if (with_bias) {
-    py::array b = empty(type, {weight.size(0)});
-    p.dbias = b.mutable_data();
-    dbias = b;
-  }
-  call(cpu::linear_backward, p);
-  return py::make_tuple(dx, dweight, dbias);
-}
 
 py::array embedding_forward(py::handle ids_, py::handle weight_) {
   const char* op = "embedding";
@@ -171,8 +115,6 @@ py::array cross_entropy_backward(py::handle scale_, py::handle logits, py::handl
 }  // namespace
 
 void register_layers(py::module_& m) {
-  m.def("linear_forward", linear_forward);
-  m.def("linear_backward", linear_backward);
   m.def("embedding_forward", embedding_forward);
   m.def("embedding_backward", embedding_backward);
   m.def("softmax_forward", softmax_forward);

@@ -23,6 +23,7 @@
   X(linear_backward, LinearBackward)              \
   X(attention_forward, AttentionForward)          \
   X(attention_backward, AttentionBackward)        \
+  X(linear_int8, LinearInt8)                      \
   X(softmax_forward, SoftmaxForward)              \
   X(softmax_backward, SoftmaxBackward)            \
   X(cross_entropy_forward, CrossEntropyForward)   \

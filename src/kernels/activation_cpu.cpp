@@ -1,118 +1,12 @@
 // Scalar functions over whole arrays, forward and backward: one pass, bound by memory. Threads share the elements.
 #include "seqkern/activation.h"
 
+#include "activation.h"
 #include "passes.h"
-#include "simd/math.h"
 #include "types_cpu.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {
-
-template <class V>
-using Scalar = std::remove_cvref_t<decltype(V{}[0])>;
-
-// Each function: value(x), and gradient(s, dy) with s what forward saved.
-struct Relu {
-  template <class V>
-  static SEQKERN_INLINE V value(V x) {
-    return x < 0 ? V{} : x;  // NaN stays
-  }
-  template <class V>
-  static SEQKERN_INLINE V gradient(V x, V dy) {
-    return x <= 0 ? V{} : dy;
-  }
-};
-
-struct Sigmoid {
-  template <class V>
-  static SEQKERN_INLINE V value(V x) {
-    return sigmoid(x);
-  }
-  template <class V>
-  static SEQKERN_INLINE V gradient(V y, V dy) {
-    return dy * (y * (1 - y));
-  }
-};
-
-struct Tanh {
-  template <class V>
-  static SEQKERN_INLINE V value(V x) {
-    return tanh(x);
-  }
-  template <class V>
-  static SEQKERN_INLINE V gradient(V y, V dy) {
-    return dy * (1 - y * y);
-  }
-};
-
-// s = sigmoid(x) and s (1 - s), neither by subtraction.
-template <class V>
-struct Logistic {
-  V s, slope;
-  SEQKERN_INLINE explicit Logistic(V x) {
-    V e = exp(-abs(x)), inverse = 1 / (1 + e), small = e * inverse;
-    s = x < 0 ? small : inverse;
-    slope = small * inverse;
-  }
-};
-
-struct Silu {
-  template <class V>
-  static SEQKERN_INLINE V value(V x) {
-    return x * sigmoid(x);
-  }
-  template <class V>
-  static SEQKERN_INLINE V gradient(V x, V dy) {
-    Logistic<V> l(x);
-    return dy * (l.s + x * l.slope);
-  }
-};
-
-struct Gelu {
-  template <class V>
-  static SEQKERN_INLINE V value(V x) {
-    V q = normal(abs(x)).tail;
-    return x * (x > 0 ? 1 - q : q);
-  }
-  template <class V>
-  static SEQKERN_INLINE V gradient(V x, V dy) {
-    auto n = normal(abs(x));
-    return dy * ((x > 0 ? 1 - n.tail : n.tail) + x * n.density);
-  }
-};
-
-// x sigmoid(2u). Past |x| = 100 the function is x or 0; x^2 is held there, so that it cannot overflow.
-struct GeluTanh {
-  template <class V>
-  static SEQKERN_INLINE V square(V x) {
-    V z = x * x;
-    return z > 1e4f ? V{} + 1e4f : z;
-  }
-  template <class V>
-  static SEQKERN_INLINE V value(V x) {
-    constexpr Scalar<V> c1 = 1.5957691216057308, c3 = 0.071354816272600243;
-    return x * sigmoid(x * (c1 + c3 * square(x)));
-  }
-  template <class V>
-  static SEQKERN_INLINE V gradient(V x, V dy) {
-    constexpr Scalar<V> c1 = 1.5957691216057308, c3 = 0.071354816272600243;
-    V z = square(x);
-    Logistic<V> l(x * (c1 + c3 * z));
-    return dy * (l.s + x * l.slope * (c1 + 3 * c3 * z));
-  }
-};
-
-template <class Run>
-void for_function(Activation f, Run run) {
-  switch (f) {
-    case Activation::relu: return run.template operator()<Relu>();
-    case Activation::sigmoid: return run.template operator()<Sigmoid>();
-    case Activation::tanh: return run.template operator()<Tanh>();
-    case Activation::silu: return run.template operator()<Silu>();
-    case Activation::gelu: return run.template operator()<Gelu>();
-    case Activation::gelu_tanh: return run.template operator()<GeluTanh>();
-  }
-}
 
 template <class T, class F>
 void forward(const ActivationForward& p) {

@@ -16,7 +16,7 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
   constexpr int L = kLanes<A>, NU = L / MR;
   Vec<A> acc[L] = {};
   // A pointer for every fourth unit: sixteen would not fit the registers.
-  constexpr int kSpan = Whole && NU >= 4 ? 4 : 1;
+  constexpr int kSpan = Whole && NU % 4 == 0 ? 4 : 1;
   const W* rows[NU / kSpan];
 #pragma GCC unroll 16
   for (int u = 0; u < NU; u += kSpan) rows[u / kSpan] = weight + (Whole || u < units ? u : units - 1) * ldw;
@@ -64,6 +64,8 @@ void dot_product(index_t rows, const S* a, index_t lda, const W* weight, index_t
   index_t m = 0;
   if constexpr (kLanes<A> >= 4)
     for (; m + 4 <= rows; m += 4) dot_rows<4>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  if constexpr (kLanes<A> >= 4)
+    if (rows - m == 3) return dot_rows<3>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
   for (; m + 2 <= rows; m += 2) dot_rows<2>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
   if (m < rows) dot_rows<1>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
 }

@@ -1,13 +1,14 @@
 // General matrix product on packed tiles:  C[M, N] (+)= A[M, K] B[K, N]  (+ bias over the rows of C).
 //
-// Either factor may be transposed: a Matrix is a pointer and two strides, one of which is 1. Threads split
-// the columns, or the rows when there are too few columns to go round; K is never split, so the result does
-// not depend on the number of threads. Per thread: a slab of kDepth of its columns of B is packed, then A is
-// packed a group of row blocks at a time and multiplied while it is in L2.
+// Either factor may be transposed: a Matrix is a pointer and two strides, one of which is 1. Threads split C into a
+// grid; K is never split, so the result does not depend on the number of threads. Per thread: A is packed a group of
+// row blocks at a time, which stays in L2 while the panels of B go by, each packed into L1 where it is first needed.
+// What follows the product (bias, activation, residual: epilogue.h) is done to each block while it is in L1.
 #pragma once
 #include <algorithm>
 
 #include "cpu/thread_pool.h"
+#include "epilogue.h"
 #include "tile.h"
 
 namespace seqkern::SEQKERN_ISA {
@@ -18,16 +19,21 @@ struct Matrix {
   index_t row_stride, column_stride;
 };
 
-inline constexpr index_t kDepth = 384;
-inline constexpr index_t kGroupBlocks = 8;  // row blocks of A packed at a time
+inline constexpr index_t kDepth = 384;            // a panel of B and a block of A fit L1 together
+inline constexpr index_t kLeftSize = 80 << 10;    // values of A packed at a time: they stay in L2
+inline constexpr index_t kRightSize = 512 << 10;  // values of B kept packed: 2 MiB of L3
+inline constexpr double kPackCost = 16;           // multiply-adds that take as long as packing one value
 
 template <class S, class A = acc_t<S>>
 void pack_left(const Matrix<S>& a, index_t row, int mr, index_t k, index_t depth, A* out) {
   const S* from = a.data + row * a.row_stride + k * a.column_stride;
   if (a.column_stride == 1) return pack_rows(from, a.row_stride, mr, depth, out);
   constexpr int L = kLanes<A>;
-  for (index_t i = 0; i < depth; ++i, from += a.column_stride, out += mr)
-    for (int m = 0; m < mr; m += L) store_n(out + m, load_n(from + m, std::min(L, mr - m)), std::min(L, mr - m));
+  for (index_t i = 0; i < depth; ++i, from += a.column_stride)
+    for (int m = 0; m < mr; m += L) {
+      int n = std::min(L, mr - m);
+      store_over(out + i * mr + m, load_n(from + m, n), n, mr <= L && i * mr + L <= depth * mr);
+    }
 }
 
 template <class S, class A = acc_t<S>>
@@ -41,6 +47,7 @@ template <class SA, class SB, class SC>
 class Gemm {
   using A = acc_t<SC>;
   static constexpr int L = kLanes<A>, P = kPanel<A>;
+  static constexpr bool kInPlace = std::is_same_v<SC, A>;  // partial sums may rest in C
 
  public:
   index_t rows, columns, depth;
@@ -48,89 +55,100 @@ class Gemm {
   Matrix<SB> b;
   SC* c;
   index_t ldc;
-  const A* bias;
+  Epilogue<SC> epilogue;
   bool accumulate;
 
   Gemm(index_t rows_, index_t columns_, index_t depth_, Matrix<SA> a_, Matrix<SB> b_, SC* c_, index_t ldc_,
-       const A* bias_ = nullptr, bool accumulate_ = false)
-      : rows(rows_),
-        columns(columns_),
-        depth(depth_),
-        a(a_),
-        b(b_),
-        c(c_),
-        ldc(ldc_),
-        bias(bias_),
-        accumulate(accumulate_) {}
+       const A* bias = nullptr, bool accumulate_ = false)
+      : rows(rows_), columns(columns_), depth(depth_), a(a_), b(b_), c(c_), ldc(ldc_), accumulate(accumulate_) {
+    epilogue.bias = bias;
+  }
+
+  Gemm& then(const Epilogue<SC>& e) {
+    epilogue = e;
+    return *this;
+  }
 
   void run(Job& job) {
     if (rows <= 0 || columns <= 0) return;
     int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
-    by_columns = ceil_div(columns, P) >= std::min<index_t>(threads, ceil_div(rows, kMaxTileRows)) || threads == 1;
-    slab = std::is_same_v<SC, A> ? std::min(depth, kDepth) : depth;
-    group = kGroupBlocks * kMaxTileRows;
-    index_t panels = by_columns ? ceil_div(ceil_div(columns, P), threads) : ceil_div(columns, P);
-    left_size = std::min(group, round_up(rows, kMaxTileRows)) * slab;
-    right_size = panels * slab * P;
+    choose_grid(threads);
+    RowBlocks blocks(rows);
+    slab = std::max<index_t>(kInPlace ? std::min(depth, kDepth) : depth, 1);
+    index_t own_blocks = ceil_div(blocks.count, grid_rows), own_panels = ceil_div(ceil_div(columns, P), grid_columns);
+    group = std::clamp<index_t>(kLeftSize / (slab * kMaxTileRows), 1, own_blocks);
+    group = ceil_div(own_blocks, ceil_div(own_blocks, group));
+    keep = own_blocks > group;
+    chunk = keep ? std::clamp<index_t>(kRightSize / (slab * P), 1, own_panels) : own_panels;
+    left_size = group * kMaxTileRows * slab;
+    right_size = (keep ? chunk : 1) * slab * P;
     left = job.take<A>(threads * left_size);
     right = job.take<A>(threads * right_size);
-    auto body = [this](int rank, int n, Barrier&) { work(rank, n); };
+    auto body = [this](int rank, int, Barrier&) { work(rank); };
     job.run(threads, body);
   }
 
  private:
-  void work(int rank, int threads) {
-    Range r{0, rows}, cols{0, ceil_div(columns, P)};
-    if (by_columns) cols = share(cols.end, rank, threads);
-    else r = share(rows, rank, threads);
-    if (cols.begin == cols.end || r.begin == r.end) return;
-    A* pa = left + rank * left_size;
-    A* pb = right + rank * right_size;
-    if (depth == 0) return finish_empty(r, cols);
-    for (index_t k = 0; k < depth; k += slab) {
-      index_t d = std::min(slab, depth - k);
-      for (index_t j = cols.begin; j < cols.end; ++j)
-        pack_right(b, j * P, std::min<index_t>(P, columns - j * P), k, d, pb + (j - cols.begin) * d * P);
-      for (index_t m = r.begin; m < r.end; m += group) multiply(m, std::min(group, r.end - m), cols, k, d, pa, pb);
+  // The grid of threads over C whose largest part costs least, the packing that neighbours repeat included.
+  void choose_grid(int threads) {
+    double least = 0;
+    for (int r = 1; r <= threads; ++r) {
+      if (threads % r) continue;
+      double height = double(ceil_div(RowBlocks(rows).count, r) * kMaxTileRows);
+      double width = double(ceil_div(ceil_div(columns, P), threads / r) * P);
+      double cost = height * width + kPackCost * (height + width);
+      if (r == 1 || cost < least) least = cost, grid_rows = r, grid_columns = threads / r;
     }
   }
 
-  void multiply(index_t first, index_t count, Range cols, index_t k, index_t d, A* pa, const A* pb) {
-    RowBlocks blocks(count);
-    for (index_t i = 0; i < blocks.count; ++i)
-      pack_left(a, first + blocks.begin(i), blocks.height(i), k, d, pa + blocks.begin(i) * d);
-    for (index_t j = cols.begin; j < cols.end; ++j)
-      for (index_t i = 0; i < blocks.count; ++i)
-        block(first + blocks.begin(i), blocks.height(i), j, pa + blocks.begin(i) * d, pb + (j - cols.begin) * d * P, d,
-              k > 0 || accumulate);
+  void work(int rank) {
+    RowBlocks blocks(rows);
+    Range own = share(blocks.count, rank / grid_columns, grid_rows);
+    Range panels = share(ceil_div(columns, P), rank % grid_columns, grid_columns);
+    A *pa = left + rank * left_size, *pb = right + rank * right_size;
+    for (index_t j = panels.begin; j < panels.end; j += chunk)
+      for (index_t k = 0; k == 0 || k < depth; k += slab)
+        for (index_t i = own.begin; i < own.end; i += group)
+          multiply(blocks, {i, std::min(i + group, own.end)}, {j, std::min(j + chunk, panels.end)}, k, i == own.begin,
+                   pa, pb);
   }
 
-  void block(index_t row, int mr, index_t j, const A* pa, const A* pb, index_t d, bool add) {
+  // One group of row blocks times one chunk of panels, over one slab. The first group packs the panels as it goes,
+  // and the others find them packed; with a single group each panel is used up in L1 and overwritten by the next.
+  void multiply(const RowBlocks& blocks, Range i, Range j, index_t k, bool first, A* pa, A* pb) {
+    index_t d = std::min(slab, depth - k), top = blocks.begin(i.begin);
+    for (index_t m = i.begin; m < i.end; ++m)
+      pack_left(a, blocks.begin(m), blocks.height(m), k, d, pa + (blocks.begin(m) - top) * d);
+    for (index_t n = j.begin; n < j.end; ++n) {
+      A* panel = pb + (keep ? n - j.begin : 0) * d * P;
+      if (first) pack_right(b, n * P, std::min<index_t>(P, columns - n * P), k, d, panel);
+      for (index_t m = i.begin; m < i.end; ++m)
+        block(blocks.begin(m), blocks.height(m), n, pa + (blocks.begin(m) - top) * d, panel, k, d);
+    }
+  }
+
+  void block(index_t row, int mr, index_t j, const A* pa, const A* pb, index_t k, index_t d) {
     SC* out = c + row * ldc + j * P;
     index_t width = std::min<index_t>(P, columns - j * P);
-    bool first = !add || !std::is_same_v<SC, A>;
-    if constexpr (std::is_same_v<SC, A>)
-      if (width == P && !(first && bias)) return panel_product<A>(mr, pa, pb, d, out, ldc, add);
-    A sums[kMaxTileRows * P];
-    panel_product<A>(mr, pa, pb, d, sums, P, false);
-    for (int m = 0; m < mr; ++m)
-      for (index_t v = 0; v < width; v += L) {
-        int n = int(std::min<index_t>(L, width - v));
-        Vec<A> x = load(sums + m * P + v);
-        if (add) x = x + load_n(out + m * ldc + v, n);
-        if (bias && first) x = x + load_n(bias + j * P + v, n);
-        store_n(out + m * ldc + v, x, n);
+    bool add = k > 0 || accumulate, last = k + d == depth;
+    if constexpr (kInPlace)
+      if (width == P) {
+        panel_product<A>(mr, pa, pb, d, out, ldc, add);
+        if (last && epilogue.any()) epilogue.apply(out, ldc, mr, width, j * P, c, ldc, row * ldc);
+        return;
       }
+    A sums[kMaxTileRows * P];
+    if (add)
+      for (int m = 0; m < mr; ++m)
+        for (index_t v = 0; v < P; v += L)
+          store(sums + m * P + v, load_n(out + m * ldc + v, int(std::clamp<index_t>(width - v, 0, L))));
+    panel_product<A>(mr, pa, pb, d, sums, P, add);
+    (last ? epilogue : Epilogue<SC>{}).apply(sums, P, mr, width, j * P, c, ldc, row * ldc);
   }
 
-  void finish_empty(Range r, Range cols) {
-    for (index_t m = r.begin; m < r.end; ++m)
-      for (index_t n = cols.begin * P; n < std::min(cols.end * P, columns); ++n)
-        if (!accumulate) c[m * ldc + n] = to_storage<SC>(bias ? bias[n] : A{});
-  }
-
-  bool by_columns = true;
-  index_t slab = 0, group = 0, left_size = 0, right_size = 0;
+  int grid_rows = 1, grid_columns = 1;
+  bool keep = false;  // whether packed panels are needed again by the next group
+  index_t slab = 0, group = 0, chunk = 0, left_size = 0, right_size = 0;
   A *left = nullptr, *right = nullptr;
 };
 

@@ -4,21 +4,18 @@
 #include "dot.h"
 #include "gemm.h"
 #include "layer.h"
+#include "passes.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {
 
+// y = epilogue(x W'), W stored [O, I].
 template <class T, class W>
-void forward(const LinearForward& p) {
+void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y, const Epilogue<T>& epilogue) {
   using A = acc_t<T>;
   constexpr int L = kLanes<A>;
-  index_t M = p.rows, I = p.in_features, O = p.out_features;
-  auto x = static_cast<const T*>(p.x);
-  auto weight = static_cast<const W*>(p.weight);
-  auto bias = static_cast<const A*>(p.bias);
-  auto y = static_cast<T*>(p.y);
   Job job;
-  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O, bias).run(job);
+  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O).then(epilogue).run(job);
   auto body = [&](int rank, int threads, Barrier&) {
     Range own = share(ceil_div(O, L), rank, threads);
     for (index_t b = own.begin; b < own.end; ++b) {
@@ -26,10 +23,47 @@ void forward(const LinearForward& p) {
       int n = int(std::min<index_t>(L, O - u));
       A sums[kPackRows * L];
       dot_product(M, x, I, weight + u * I, I, n, I, sums, L);
-      for (index_t m = 0; m < M; ++m) store_n(y + m * O + u, load_n(sums + m * L, n) + load_or_zero(bias, u, n), n);
+      epilogue.apply(sums, L, int(M), n, u, y, O, 0);
     }
   };
   job.run(threads_for(double(M * O) * double(I), kThreadGrain), body);
+}
+
+template <class T, class W>
+void forward(const LinearForward& p) {
+  using A = acc_t<T>;
+  Epilogue<T> epilogue{static_cast<const A*>(p.bias), nullptr, p.fused, static_cast<const T*>(p.residual),
+                       static_cast<T*>(p.z)};
+  product(p.rows, p.in_features, p.out_features, static_cast<const T*>(p.x), static_cast<const W*>(p.weight),
+          static_cast<T*>(p.y), epilogue);
+}
+
+template <class T>
+void int8(const LinearInt8& p) {
+  Epilogue<T> epilogue{p.bias, p.scale, p.fused, static_cast<const T*>(p.residual), nullptr};
+  product(p.rows, p.in_features, p.out_features, static_cast<const T*>(p.x), p.q, static_cast<T*>(p.y), epilogue);
+}
+
+// dz = dy act'(z), rounded to storage as dy is.
+template <class T>
+const T* through_activation(Job& job, const LinearBackward& p, const T* dy) {
+  constexpr index_t kBlock = 1024;
+  index_t count = p.rows * p.out_features;
+  T* dz = job.take<T>(count);
+  auto z = static_cast<const T*>(p.z);
+  auto body = [&](int rank, int threads, Barrier&) {
+    Range own = share(ceil_div(count, kBlock), rank, threads);
+    index_t begin = own.begin * kBlock, end = std::min(own.end * kBlock, count);
+    for_fused(p.fused, [&]<class F>() {
+      if constexpr (!std::is_same_v<F, Identity>)
+        for_columns<acc_t<T>>(end - begin, [&](index_t i, auto n) {
+          i += begin;
+          store_n(dz + i, F::gradient(load_n(z + i, n), load_n(dy + i, n)), n);
+        });
+    });
+  };
+  job.run(threads_for(double(count), 1.0e4), body);
+  return dz;
 }
 
 template <class T, class W>
@@ -41,6 +75,7 @@ void backward(const LinearBackward& p) {
   auto weight = static_cast<const W*>(p.weight);
   auto dy = static_cast<const T*>(p.dy);
   Job job;
+  if (p.fused.activates) dy = through_activation(job, p, dy);
   if (p.dx && packs(M)) Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).run(job);
   if (p.dx && !packs(M)) {
     A* columns = job.take<A>(O * M);
@@ -76,6 +111,10 @@ void backward(const LinearBackward& p) {
 
 void linear_forward(const LinearForward& p) {
   for_types(p.dtype, p.weight_dtype, [&]<class T, class W>() { forward<T, W>(p); });
+}
+void linear_int8(const LinearInt8& p) {
+  if (p.dtype == DType::bf16) int8<bf16>(p);
+  else int8<float>(p);
 }
 void linear_backward(const LinearBackward& p) {
   for_types(p.dtype, p.weight_dtype, [&]<class T, class W>() { backward<T, W>(p); });

@@ -20,11 +20,13 @@ template <int MR, int NV, class A>
 SEQKERN_INLINE void tile(const A* __restrict a, const A* __restrict b, index_t ldb, index_t depth, A* __restrict c,
                          index_t ldc, bool accumulate) {
   constexpr int L = kLanes<A>;
+  for (int m = 0; m < MR; ++m) __builtin_prefetch(c + m * ldc, 1, 3);
   Vec<A> acc[MR][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) acc[m][v] = accumulate ? load(c + m * ldc + v * L) : Vec<A>{};
+#pragma GCC unroll 8
   for (index_t k = 0; k < depth; ++k, a += MR, b += ldb) {
     Vec<A> bv[NV];
 #pragma GCC unroll 16
@@ -90,6 +92,13 @@ struct RowBlocks {
   int height(index_t i) const { return int(begin(i + 1) - begin(i)); }
 };
 
+// The first n lanes; where `whole`, all of them: the rest is about to be overwritten, and AMD's masked stores are slow.
+template <class A>
+SEQKERN_INLINE void store_over(A* out, Vec<A> v, int n, bool whole) {
+  if (whole) store(out, v);
+  else store_n(out, v, n);
+}
+
 // out[k][m] = rows[m][k] for m < mr, k < depth: registers are transposed square by square.
 template <class S, class A = acc_t<S>>
 void pack_rows(const S* rows, index_t stride, int mr, index_t depth, A* out) {
@@ -104,7 +113,8 @@ void pack_rows(const S* rows, index_t stride, int mr, index_t depth, A* out) {
         square[m] = width == L ? load(row) : load_n(row, width);
       }
       transpose<A>(square);
-      for (int j = 0; j < width; ++j) store_n(out + (k + j) * mr + m0, square[j], height);
+      for (int j = 0; j < width; ++j)
+        store_over(out + (k + j) * mr + m0, square[j], height, mr <= L && (k + j) * mr + L <= depth * mr);
     }
   }
 }

@@ -82,9 +82,25 @@ SEQKERN_INLINE Vec<double> load(const double* p) {
   return v;
 }
 SEQKERN_INLINE Vec<float> load(const bf16* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // GCC widens the two halves one by one
+  return bit_cast<Vec<float>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+#else
   VecU16 v;
   std::memcpy(&v, p, sizeof v);
   return widen(v);
+#endif
+}
+SEQKERN_INLINE Vec<float> load(const std::int8_t* p) {
+#if defined(__AVX512F__)
+  return __builtin_convertvector((VecI)_mm512_maskz_cvtepi8_epi32(__mmask16(-1), _mm_loadu_si128((const __m128i*)p)),
+                                 Vec<float>);
+#elif defined(__AVX2__)
+  return __builtin_convertvector((VecI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)), Vec<float>);
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = float(p[i]);
+  return v;
+#endif
 }
 SEQKERN_INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
 SEQKERN_INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
@@ -150,6 +166,12 @@ SEQKERN_INLINE void store_n(bf16* p, Vec<float> v, int n) {
   std::memcpy(p, &u, std::size_t(n) * 2);
 }
 #endif
+
+SEQKERN_INLINE Vec<float> load_n(const std::int8_t* p, int n) {
+  std::int8_t part[kLanes<float>] = {};
+  std::memcpy(part, p, std::size_t(n));
+  return load(part);
+}
 
 // ---- lane arithmetic ----
 

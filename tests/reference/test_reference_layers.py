@@ -26,6 +26,35 @@ def test_linear(shape: tuple[int, ...], with_bias: bool, rng: Any, assert_gradie
     assert not reference.linear_backward(None, saved).dweight.any()
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("with_residual", [True, False], ids=["residual", "bare"])
+def test_fused_linear(activation: str | None, with_residual: bool, rng: Any, assert_gradients: Any) -> None:
+    x, weight, bias = (rng.standard_normal(shape) for shape in ((2, 4, 3), (5, 3), (5,)))
+    residual = rng.standard_normal((2, 4, 5)) if with_residual else None
+    options: dict[str, Any] = {"activation": activation, "residual": residual}
+    y, saved = reference.linear_forward(x, weight, bias, **options)
+    dy = rng.standard_normal(y.shape)
+    gradients = reference.linear_backward(dy, saved)
+    pairs = {"x": (x, gradients.dx), "weight": (weight, gradients.dweight), "bias": (bias, gradients.dbias)}
+    if residual is None:
+        assert gradients.dresidual is None
+    else:
+        pairs["residual"] = (residual, gradients.dresidual)
+    assert_gradients(lambda: (dy * reference.linear(x, weight, bias, **options)).sum(), pairs)
+
+
+def test_int8(rng: Any) -> None:
+    weight = rng.standard_normal((5, 9)) * 10.0 ** rng.integers(-3, 4, (5, 1))
+    weight[2] = 0
+    q, scale = reference.quantize_int8(weight)
+    assert q.dtype == np.int8 and np.abs(q).max(axis=1).tolist() == [127, 127, 0, 127, 127]
+    assert (np.abs(weight - q * scale[:, None].astype(np.float64)) <= scale[:, None] * (0.5 + 127 * 2**-24)).all()
+    x, bias, residual = rng.standard_normal((3, 9)), rng.standard_normal(5), rng.standard_normal((3, 5))
+    y = reference.linear_int8(x, q, scale, bias, activation="silu", residual=residual)
+    z = x @ (q * scale[:, None].astype(np.float64)).T + bias
+    np.testing.assert_allclose(y, z / (1 + np.exp(-z)) + residual, rtol=1e-12)
+
+
 @pytest.mark.parametrize("padding_idx", [None, 2, -1])
 def test_embedding(padding_idx: int | None, rng: Any, assert_gradients: Any) -> None:
     weight = rng.standard_normal((5, 3))
@@ -37,9 +66,7 @@ def test_embedding(padding_idx: int | None, rng: Any, assert_gradients: Any) -> 
     if padding_idx is not None:
         assert not dweight[padding_idx].any()
         dy[ids == padding_idx % 5] = 0  # the row is read, but treated as a constant
-    assert_gradients(
-        lambda: (dy * reference.embedding(ids, weight)).sum(), {"weight": (weight, dweight)}
-    )
+    assert_gradients(lambda: (dy * reference.embedding(ids, weight)).sum(), {"weight": (weight, dweight)})
 
 
 @pytest.mark.parametrize("dim", [-1, 0, 1])
@@ -133,9 +160,7 @@ def test_gelu_keeps_its_tail() -> None:
 @pytest.mark.parametrize("normalized_shape", [(4,), (3, 4)], ids=str)
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "bare"])
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
-def test_norms(
-    op: str, affine: bool, normalized_shape: tuple[int, ...], rng: Any, assert_gradients: Any
-) -> None:
+def test_norms(op: str, affine: bool, normalized_shape: tuple[int, ...], rng: Any, assert_gradients: Any) -> None:
     x = rng.standard_normal((2, 3, 4)) * 2 + 1
     names = ["weight", "bias"] if op == "layer_norm" else ["weight"]
     parameters = {name: rng.standard_normal(normalized_shape) for name in names if affine}

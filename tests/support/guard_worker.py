@@ -18,7 +18,7 @@ import numpy as np
 import seqkern
 from seqkern import _cpu
 from support.calls import CELLS, LAYERS, PLAIN, Call, cell_calls, plain_calls, recurrent_calls
-from support.cases import DTYPES
+from support.cases import DTYPES, random_array
 from support.guard import GuardedAllocator
 
 SIZES = [(1, 1, 1), (3, 2, 5), (5, 16, 15), (2, 17, 33), (14, 7, 31), (33, 3, 9)]  # N, I, H
@@ -43,6 +43,20 @@ def calls() -> list[Call]:
     return found
 
 
+def fused_linear(rows: int, wide: int, out: int) -> None:
+    """linear with an activation and a residual, and with int8 weights."""
+    rng = np.random.default_rng(0)
+    for dtypes in DTYPES:
+        x, residual = random_array(rng, (rows, wide), dtypes.x), random_array(rng, (rows, out), dtypes.x)
+        weight, bias = random_array(rng, (out, wide), dtypes.weight), random_array(rng, (out,), dtypes.bias)
+        for activation in ("relu", "gelu"):
+            options = {"activation": activation, "residual": residual}
+            y, saved = seqkern.linear_forward(x, weight, bias, **options)
+            seqkern.linear_backward(y, saved)
+            if dtypes.x != np.float64:
+                seqkern.linear_int8(x, *seqkern.quantize_int8(weight), bias, **options)
+
+
 def main(isa: str, side: str, plant: bool) -> None:
     GuardedAllocator(end=side == "end").install()
     _cpu.set_isa(isa)
@@ -53,6 +67,8 @@ def main(isa: str, side: str, plant: bool) -> None:
         return
     for call in calls():
         call.invoke(seqkern, dict(call.arrays()))
+    for n, i, h in SIZES:
+        fused_linear(n, i, h)
     for size in range(40):
         for name in ("exp", "tanh", "sigmoid", "round_bf16"):
             _cpu.math_eval(name, np.zeros(size, np.float32))

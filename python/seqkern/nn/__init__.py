@@ -13,6 +13,7 @@ from .container import ModuleList, Sequential
 from .dropout import Dropout
 from .embedding import Embedding
 from .encoder_attention import BahdanauAttention, LuongAttention
+from .int8_linear import Int8Linear
 from .linear import Linear
 from .loss import CrossEntropyLoss
 from .module import Buffer, Module, Parameter, Pullback
@@ -37,6 +38,7 @@ __all__ = [
     "Embedding",
     "GRUCell",
     "Identity",
+    "Int8Linear",
     "KVCache",
     "LSTMCell",
     "LayerNorm",

@@ -18,11 +18,13 @@ from .layer_norm import *  # noqa: F403
 from .layer_norm import __all__ as _layer_norm
 from .layers import *  # noqa: F403
 from .layers import __all__ as _layers
+from .linear import *  # noqa: F403
+from .linear import __all__ as _linear
 from .recurrent import *  # noqa: F403
 from .recurrent import __all__ as _recurrent
 from .rope import *  # noqa: F403
 from .rope import __all__ as _rope
 
 __all__ = [
-    *_activation, *_attention, *_batch_norm, *_elementwise, *_layer_norm, *_layers, *_recurrent, *_rope,
+    *_activation, *_attention, *_batch_norm, *_elementwise, *_layer_norm, *_layers, *_linear, *_recurrent, *_rope,
 ]  # fmt: skip

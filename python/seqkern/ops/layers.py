@@ -1,4 +1,4 @@
-"""Linear, embedding, softmax and cross-entropy, forward and backward."""
+"""Embedding, softmax and cross-entropy, forward and backward."""
 
 from __future__ import annotations
 
@@ -9,63 +9,17 @@ import numpy as np
 from seqkern import _cpu
 from seqkern._check import integer, number, saved_by
 from seqkern._dispatch import public
-from seqkern._precision import check_precision
 
 __all__ = [
     "CrossEntropyGradients", "CrossEntropySaved", "EmbeddingGradients", "EmbeddingSaved",
-    "LinearGradients", "LinearSaved", "SoftmaxGradients", "SoftmaxSaved",
+    "SoftmaxGradients", "SoftmaxSaved",
     "cross_entropy", "cross_entropy_backward", "cross_entropy_forward",
     "embedding", "embedding_backward", "embedding_forward",
-    "linear", "linear_backward", "linear_forward",
     "log_softmax", "log_softmax_backward", "log_softmax_forward",
     "softmax", "softmax_backward", "softmax_forward",
 ]  # fmt: skip
 
 Array = Any
-
-
-class LinearSaved(NamedTuple):
-    """x ``[..., I]``, weight ``[O, I]`` and bias ``[O]`` or None, as given."""
-
-    x: Array
-    weight: Array
-    bias: Array | None
-    precision: str | None
-
-
-class LinearGradients(NamedTuple):
-    """Gradients of `linear`: dx in x's dtype, dweight and dbias float32 (float64 for float64)."""
-
-    dx: Array
-    dweight: Array
-    dbias: Array | None
-
-
-@public
-def linear(x: Array, weight: Array, bias: Array | None = None, *, precision: str | None = None) -> Array:
-    """x Wᵀ + b: x ``[..., I]``, weight ``[O, I]``, bias ``[O]`` to ``[..., O]``, as torch's F.linear.
-
-    float32, float64 or bfloat16; float32 x may meet a bfloat16 weight.
-    """
-    check_precision("linear", precision)
-    return _cpu.linear_forward(x, weight, bias)
-
-
-@public
-def linear_forward(
-    x: Array, weight: Array, bias: Array | None = None, *, precision: str | None = None
-) -> tuple[Array, LinearSaved]:
-    """`linear`, and what `linear_backward` needs."""
-    return linear(x, weight, bias, precision=precision), LinearSaved(x, weight, bias, precision)
-
-
-@public
-def linear_backward(dy: Array | None, saved: LinearSaved) -> LinearGradients:
-    """Gradients of `linear` from dy ``[..., O]`` (None = zero): dx = dy W, dW = dyᵀ x, db = Σ dy."""
-    saved_by("linear", saved, LinearSaved)
-    if dy is None:
-        dy = np.zeros((*saved.x.shape[:-1], saved.weight.shape[0]), saved.x.dtype)
-    return LinearGradients(*_cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None))
 
 
 class EmbeddingSaved(NamedTuple):
@@ -104,9 +58,7 @@ def embedding(ids: Array, weight: Array, *, padding_idx: int | None = None) -> A
 
 
 @public
-def embedding_forward(
-    ids: Array, weight: Array, *, padding_idx: int | None = None
-) -> tuple[Array, EmbeddingSaved]:
+def embedding_forward(ids: Array, weight: Array, *, padding_idx: int | None = None) -> tuple[Array, EmbeddingSaved]:
     """`embedding`, and what `embedding_backward` needs."""
     return embedding(ids, weight, padding_idx=padding_idx), EmbeddingSaved(ids, weight, padding_idx)
 
@@ -118,9 +70,7 @@ def embedding_backward(dy: Array | None, saved: EmbeddingSaved) -> EmbeddingGrad
     if dy is None:
         dy = np.zeros((*saved.ids.shape, saved.weight.shape[1]), saved.weight.dtype)
     padding = None if saved.padding_idx is None else _padding(saved.weight, saved.padding_idx)
-    return EmbeddingGradients(
-        _cpu.embedding_backward(dy, saved.ids, saved.weight, -1 if padding is None else padding)
-    )
+    return EmbeddingGradients(_cpu.embedding_backward(dy, saved.ids, saved.weight, -1 if padding is None else padding))
 
 
 class SoftmaxSaved(NamedTuple):

@@ -110,7 +110,15 @@ from .layer_norm import (
     layer_norm_backward,
     layer_norm_forward,
 )
-from .linear import LinearGradients, LinearSaved, linear, linear_backward, linear_forward
+from .linear import (
+    LinearGradients,
+    LinearSaved,
+    linear,
+    linear_backward,
+    linear_forward,
+    linear_int8,
+    quantize_int8,
+)
 from .lstm import LSTMGradients, LSTMSaved, lstm, lstm_backward, lstm_forward
 from .lstm_cell import (
     LSTMCellGradients,
@@ -253,6 +261,7 @@ __all__ = [
     "linear",
     "linear_backward",
     "linear_forward",
+    "linear_int8",
     "log_softmax",
     "log_softmax_backward",
     "log_softmax_forward",
@@ -263,6 +272,7 @@ __all__ = [
     "lstm_cell_forward",
     "lstm_forward",
     "multihead_attention",
+    "quantize_int8",
     "relu",
     "relu_backward",
     "relu_forward",

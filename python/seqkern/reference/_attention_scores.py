@@ -104,7 +104,7 @@ def scores(q: Array, k: Array, mask: Array | None, options: AttentionOptions) ->
     if options.alibi_slopes is not None:
         slopes = np.asarray(options.alibi_slopes, q.dtype)
         row, column = positions(options, *s.shape[-2:])
-        s = s - slopes.reshape(-1, slopes.shape[-1], 1, 1) * abs(row - column).astype(q.dtype)
+        s = s - slopes[..., None, None] * abs(row - column).astype(q.dtype)
     if mask is not None and mask.dtype != bool:
         s = s + mask.astype(q.dtype)
     return s, slope

@@ -18,6 +18,9 @@ def _linear(_: str, quick: bool) -> Iterator[Case]:
         yield Case(name, (x, weight, rng.uniform(-1, 1, n)), longest)
         yield Case(f"{name} bare", (x, weight), longest)
         yield Case(f"{name} 3-d", (x[:, None], weight), longest)
+        for activation in ("relu", "silu", "gelu", "gelu_tanh"):
+            fused = {"activation": activation, "residual": rng.standard_normal((m, n))}
+            yield Case(f"{name} {activation}", (x, weight, rng.uniform(-1, 1, n)), 4 * longest, 1, fused)
         for precision in PRECISIONS:
             options = {"precision": precision}
             yield Case(label((m, k, n), options), (x, weight), longest, 1, options, ("float32",))

@@ -1,0 +1,32 @@
+"""Int8Linear: a Linear for inference whose weight is int8, a quarter of the bytes."""
+
+from __future__ import annotations
+
+from .. import ops
+from ._arrays import Array
+from .linear import Linear
+from .module import Module
+
+
+class Int8Linear(Module):
+    """x [..., in_features] -> y [..., out_features] with q int8 [out_features, in_features].
+
+    weight = q scale, one scale per output; made from a trained `Linear` and not trainable itself:
+    there are no parameters, and no `vjp`.
+    """
+
+    def __init__(self, q: Array, scale: Array, bias: Array | None = None) -> None:
+        self.q, self.scale, self.bias = q, scale, bias
+        self.out_features, self.in_features = q.shape
+
+    @classmethod
+    def from_linear(cls, linear: Linear) -> Int8Linear:
+        """Quantises the weight (`quantize_int8`); the bias is shared with `linear`."""
+        q, scale = ops.quantize_int8(linear.weight.data)
+        return cls(q, scale, None if linear.bias is None else linear.bias.data)
+
+    def __call__(self, x: Array) -> Array:
+        return ops.linear_int8(x, self.q, self.scale, self.bias)
+
+    def __repr__(self) -> str:
+        return f"Int8Linear({self.in_features}, {self.out_features}, bias={self.bias is not None})"
