@@ -188,6 +188,15 @@ def test_nan_stays_in_its_pairs(rng: Any) -> None:
         assert np.isfinite(found.dquery[0, 0, 0]).all()
         assert np.isnan(found.dquery[0, 0, 1:]).any(axis=-1).all()
         poisoned[0, 0, 1] = clean
+    q[0, 0, 1, 2] = np.nan  # sees keys 0 and 1 only
+    _, saved = reference.scaled_dot_product_attention_forward(q, k, v, is_causal=True)
+    found = reference.scaled_dot_product_attention_backward(dout, saved)
+    probs = reference.scaled_dot_product_attention(q, k, v, is_causal=True, return_probs=True)[1]
+    assert np.isnan(probs[0, 0, 1, :2]).all() and not probs[0, 0, 1, 2:].any()
+    for array in found[1:3]:
+        assert np.isnan(array[0, 0, :2]).any(axis=-1).all()
+        assert np.isfinite(array[0, 0, 2:]).all()
+    q[0, 0, 1, 2] = 0.5
     dout[0, 0, 0] = np.nan  # sees key 0 only
     _, saved = reference.scaled_dot_product_attention_forward(q, k, v, is_causal=True)
     found = reference.scaled_dot_product_attention_backward(dout, saved)

@@ -129,7 +129,8 @@ def softmax_over_live(q: Array, k: Array, mask: Array | None, options: Attention
         some = total != 0
         total = np.where(some, total, 1)
         lse = np.where(some, np.log(total) + top, -np.inf)
-    return Softmax(live, slope, exponential / total, lse[..., 0])
+        probs = np.where(live, exponential / total, 0)
+    return Softmax(live, slope, probs, lse[..., 0])
 
 
 def live_product(weights: Array, live: Array, x: Array) -> Array:
