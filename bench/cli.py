@@ -32,6 +32,7 @@ FAMILIES = {
     "ragged": Family(".ragged", "batches of sequences of different lengths"),
     "threads": Family(".scaling", "one thread against --threads"),
     "linear": Family(".linear", "x W^T + b"),
+    "norms": Family(".norms", "layer norm, GELU and softmax of large arrays"),
     "attention": Family(None, "scaled dot-product attention"),
     "models": Family(None, "whole models"),
 }

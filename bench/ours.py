@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import seqkern
 
-from .tasks import Array, Entry, LinearTask, RecurrentTask
+from .tasks import Array, Entry, LinearTask, NormTask, RecurrentTask
 
 NAME = "ours"
 
@@ -123,6 +123,36 @@ def linear_int8(task: LinearTask) -> Entry:
         return seqkern.linear_int8(task.x, q, scale, task.bias)
 
     return Entry(call, lambda: [call()])
+
+
+def norm_forward(task: NormTask) -> Entry:
+    """`seqkern.nn.LayerNorm`, `GELU` or `Softmax`; results: y."""
+    module = norm_module(task)
+    return Entry(lambda: module(task.x), lambda: [_float32(module(task.x))])
+
+
+def norm_train(task: NormTask) -> Entry:
+    """`vjp` and its pullback; results: y, dx and the parameters' gradients."""
+    module = norm_module(task)
+
+    def call() -> Any:
+        module.zero_grad()
+        y, pullback = module.vjp(task.x)
+        return y, pullback(task.dy)[0]
+
+    def results() -> Sequence[Array]:
+        return [_float32(a) for a in (*call(), *(p.grad for p in module.parameters()))]
+
+    return Entry(call, results)
+
+
+def norm_module(task: NormTask) -> Any:
+    """The task's module with its parameters, if it has any."""
+    if task.row.op != "layer_norm":
+        return {"gelu": seqkern.nn.GELU, "softmax": seqkern.nn.Softmax}[task.row.op]()
+    module = seqkern.nn.LayerNorm(task.row.columns)
+    module.load_state_dict({"weight": task.weight, "bias": task.bias})
+    return module
 
 
 def recurrent_module(task: RecurrentTask, weights_only: bool = False) -> Any:

@@ -139,3 +139,33 @@ LINEAR_ROWS = (
     LinearRow(512, 512, 2048),
     LinearRow(1024, 1024, 1024),
 )
+
+
+@dataclass(frozen=True)
+class NormRow:
+    """An operation on each row of x `[rows, columns]`, in these modes of the benchmark."""
+
+    op: str
+    rows: int
+    columns: int
+    modes: tuple[str, ...] = ("fp32",)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.rows, self.columns)
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} ({self.rows},{self.columns})"
+
+    def read(self, train: bool = False) -> Read:
+        """x once; backward reads x and dy as well."""
+        size = 4 * self.rows * self.columns
+        return Read(size, 3 * size if train else size)
+
+
+NORM_ROWS = (
+    NormRow("layer_norm", 4096, 768, ("fp32", "train")),
+    NormRow("gelu", 4096, 3072),
+    NormRow("softmax", 4096, 1024),
+)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .shapes import GATES, LinearRow, RecurrentRow
+from .shapes import GATES, LinearRow, NormRow, RecurrentRow
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -67,6 +67,17 @@ class LinearTask:
 
 
 @dataclass(frozen=True)
+class NormTask:
+    """x and the output's gradient `[rows, columns]`, weight and bias `[columns]`, float32."""
+
+    row: NormRow
+    x: Array
+    dy: Array
+    weight: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
 class Entry:
     """One contender's way of doing a task: the call that is timed, and its results as float32."""
 
@@ -109,6 +120,14 @@ def linear_task(row: LinearRow, dtype: str = "float32", seed: int = 0) -> Linear
     bias = rng.uniform(-bound, bound, row.n).astype(np.float32)
     x = rng.standard_normal((row.m, row.k), np.float32)
     return LinearTask(row, dtype, x, weight, bias, rng.standard_normal((row.m, row.n), np.float32))
+
+
+def norm_task(row: NormRow, seed: int = 0) -> NormTask:
+    """All standard normal."""
+    rng = np.random.default_rng(seed)
+    x, dy = (rng.standard_normal(row.shape, np.float32) for _ in range(2))
+    weight, bias = (rng.standard_normal(row.columns, np.float32) for _ in range(2))
+    return NormTask(row, x, dy, weight, bias)
 
 
 def disagreement(mine: Sequence[Array], theirs: Sequence[Array], dtype: str) -> str | None:

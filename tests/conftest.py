@@ -125,7 +125,7 @@ def tolerance() -> ModuleType:
     - T steps, and the gradients: the same rules applied along the whole computation
       (`support.running_error`). The error a step inherits is multiplied by |weight_hh| and the
       slopes it really meets, so a contracting network keeps a bound that does not grow with T.
-    - Softmax and cross-entropy likewise (`Softmax`, `CrossEntropy`).
+    - Softmax, cross-entropy and the norms likewise (`Softmax`, `CrossEntropy`, `Norm`).
     - To every bound: twice for float64, where the reference rounds just as much, and 64 times the
       smallest normal number for what may underflow.
     """

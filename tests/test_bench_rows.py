@@ -44,6 +44,11 @@ class TestShapes:
         row = shapes.RecurrentRow("lstm", 1, 1, 512, 512, 1, False, "streaming")
         assert row.reads(2) == [shapes.Read(2 * 4 * 512 * 1024, 2 * 4 * 512 * 1024)]
 
+    def test_reads_of_a_norm(self) -> None:
+        row = shapes.NormRow("layer_norm", 3, 5)
+        assert row.read() == shapes.Read(60, 60)
+        assert row.read(train=True) == shapes.Read(60, 180)
+
     def test_time_of_reading(self) -> None:
         reads = [shapes.Read(100, 1000), shapes.Read(10, 50)]
         rates = {limits.read_name(reads[0]): 10.0, limits.read_name(reads[1]): 5.0}
@@ -91,6 +96,16 @@ class TestAgreement:
         mine = bench_module("ours").recurrent_train(task).results()
         theirs = torch.entry("recurrent_train", task).results()
         assert tasks.disagreement(mine, theirs, "float32") is None
+
+    @pytest.mark.torch
+    @pytest.mark.parametrize("job", ["norm_forward", "norm_train"])
+    @pytest.mark.parametrize("op", [row.op for row in shapes.NORM_ROWS])
+    def test_torch_normalises_what_we_normalise(self, op: str, job: str) -> None:
+        (torch,), _ = peers.load(["torch"], threads=1)
+        task = tasks.norm_task(shapes.NormRow(op, 5, 19))
+        mine = getattr(bench_module("ours"), job)(task).results()
+        assert len(mine) == (1 if job == "norm_forward" else 4 if op == "layer_norm" else 2)
+        assert tasks.disagreement(mine, torch.entry(job, task).results(), "float32") is None
 
     @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
     def test_a_cell_by_hand_computes_our_cell(self, kind: str) -> None:

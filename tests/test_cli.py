@@ -232,6 +232,7 @@ class TestBench:
         [
             ("cells", "gru_cell (1,128,128)"),
             ("linear", "linear (197,768,768)"),
+            ("norms", "layer_norm (4096,768)"),
             ("threads", "rnn (25,1,65,100,1)"),
             ("ragged", "rnn (200,16,256,256,2 bi)"),
         ],

@@ -1,7 +1,8 @@
-"""exp, tanh and sigmoid in float32 on every ISA: at most 4 ulp; bfloat16 rounding exactly."""
+"""exp, tanh, sigmoid and erf in float32 on every ISA: at most 4 ulp; bfloat16 rounding exactly."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "exp": np.exp,
     "tanh": np.tanh,
     "sigmoid": sigmoid64,
+    "erf": np.vectorize(math.erf, otypes=[np.float64]),
 }
 EVERY = pytest.mark.parametrize("name", list(FUNCTIONS))
 
@@ -97,6 +99,7 @@ def test_every_number_between_1_and_16(isa: str, name: str) -> None:
         ("exp", [0.0, -0.0, np.inf, -np.inf, 100.0, -200.0], [1, 1, np.inf, 0, np.inf, 0]),
         ("tanh", [0.0, -0.0, np.inf, -np.inf, 20.0, -20.0], [0.0, -0.0, 1, -1, 1, -1]),
         ("sigmoid", [0.0, -0.0, np.inf, -np.inf, 20.0, -200.0], [0.5, 0.5, 1, 0, 1, 0]),
+        ("erf", [0.0, -0.0, np.inf, -np.inf, 20.0, -20.0], [0.0, -0.0, 1, -1, 1, -1]),
     ],
 )
 def test_exact_values(isa: str, name: str, x: list[Any], exact: list[Any]) -> None:
@@ -104,6 +107,11 @@ def test_exact_values(isa: str, name: str, x: list[Any], exact: list[Any]) -> No
     assert np.array_equal(got, np.array(exact, np.float32))
     assert np.array_equal(np.signbit(got), np.signbit(exact))
     assert np.isnan(_cpu.math_eval(name, np.array([np.nan, -np.nan], np.float32))).all()
+
+
+@EVERY
+def test_every_bfloat16_number(isa: str, name: str) -> None:
+    check(name, bits(np.arange(2**16, dtype=np.uint32) << 16))
 
 
 def test_bfloat16_values_stay_what_they_are(isa: str) -> None:

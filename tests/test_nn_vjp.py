@@ -26,6 +26,12 @@ def one_input_modules(rng: np.random.Generator) -> list[tuple[Any, np.ndarray]]:
         (nn.Dropout(0.0), x),
         (nn.Softmax(), x),
         (nn.LogSoftmax(), x),
+        *((module, x) for module in (nn.Identity(), nn.ReLU(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU())),
+        (nn.GELU("tanh"), x),
+        (nn.LayerNorm(INPUT, dtype=np.float64), x),
+        (nn.RMSNorm((BATCH, INPUT), dtype=np.float64), x[None]),
+        (nn.BatchNorm1d(INPUT, dtype=np.float64), x),
+        (nn.BatchNorm2d(BATCH, dtype=np.float64), np.stack([x, -x])[..., None]),
         (nn.Sequential(nn.Linear(INPUT, 3, dtype=np.float64, rng=rng), nn.Softmax()), x),
     ]
 

@@ -89,6 +89,35 @@ def test_layers_on_any_number_of_threads(ops: ModuleType, dtype: DTypes, threads
         assert_bitwise_equal(layers(ops, dtype), want, f"{count} threads")
 
 
+def norms(ops: ModuleType, dtypes: DTypes) -> tuple[Any, ...]:
+    """The norms, rope and an activation, forward and backward, on arrays worth sharing out."""
+    rng = generator("norms")
+    x, residual, dy = (random_array(rng, (700, 130), dtypes.x) for _ in range(3))
+    weight, bias = (random_array(rng, (130,), dtypes.weight) for _ in range(2))
+    results: list[Any] = []
+    for name in ("layer_norm", "rms_norm"):
+        parameters = (weight, bias)[: 2 if name == "layer_norm" else 1]
+        y, saved = getattr(ops, f"{name}_forward")(x, 130, *parameters)
+        results += [y, *getattr(ops, f"{name}_backward")(dy, saved)]
+        y, summed, saved = getattr(ops, f"add_{name}_forward")(x, residual, 130, *parameters)
+        results += [y, summed, *getattr(ops, f"add_{name}_backward")(dy, x, saved)]
+    for shape in ((700, 130), (10, 130, 70)):
+        y, saved = ops.batch_norm_forward(x.reshape(shape), None, None, weight, bias, True)
+        results += [y, *ops.batch_norm_backward(dy.reshape(shape), saved)]
+    for name, options in (("rope", {}), ("rope", {"interleaved": True}), ("gelu", {}), ("sigmoid", {})):
+        y, saved = getattr(ops, f"{name}_forward")(x, **options)
+        results += [y, *getattr(ops, f"{name}_backward")(dy, saved)]
+    return tuple(results)
+
+
+def test_norms_on_any_number_of_threads(ops: ModuleType, dtype: DTypes, threads: None) -> None:
+    ops.set_num_threads(1)
+    want = norms(ops, dtype)
+    for count in COUNTS:
+        ops.set_num_threads(count)
+        assert_bitwise_equal(norms(ops, dtype), want, f"{count} threads")
+
+
 @NAMES
 @pytest.mark.parametrize("repeats", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_repeats(ops: ModuleType, case: Recurrent, repeats: int, threads: None) -> None:

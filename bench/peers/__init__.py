@@ -40,6 +40,8 @@ JOBS = {
     "cell": "it has no single cells",
     "linear": "nothing is written to measure its linear layer",
     "linear_train": "it does not train, or nothing is written to measure it",
+    "norm_forward": "nothing is written to measure its norms",
+    "norm_train": "it does not train",
 }
 FRAMEWORKS = ("torch", "onnxruntime", "openvino")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
+from ..tasks import Array, Entry, LinearTask, NormTask, RecurrentTask, UnsupportedError
 
 NAME = "torch"
 
@@ -123,6 +123,46 @@ def linear_train(task: LinearTask) -> Entry:
         return [_numpy(tensor) for tensor in (y, leaves[0].grad, leaves[1].grad)]
 
     return Entry(call, results)
+
+
+def norm_forward(task: NormTask) -> Entry:
+    """`torch.nn.LayerNorm`, `GELU` or `Softmax` in inference mode; results: y."""
+    module, x = _norm_module(task), torch.from_numpy(task.x)
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            y: torch.Tensor = module(x)
+            return y
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def norm_train(task: NormTask) -> Entry:
+    """Forward and backward from a given output gradient; results: y, dx, parameters' gradients."""
+    module = _norm_module(task)
+    x, dy = torch.from_numpy(task.x.copy()).requires_grad_(), torch.from_numpy(task.dy)
+
+    def call() -> torch.Tensor:
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        y: torch.Tensor = module(x)
+        torch.autograd.backward(y, dy)
+        return y
+
+    def results() -> Sequence[Array]:
+        y = call()
+        return [_numpy(tensor) for tensor in (y, x.grad, *(p.grad for p in module.parameters()))]
+
+    return Entry(call, results)
+
+
+def _norm_module(task: NormTask) -> Any:
+    if task.row.op != "layer_norm":
+        return torch.nn.GELU() if task.row.op == "gelu" else torch.nn.Softmax(-1)
+    module = torch.nn.LayerNorm(task.row.columns)
+    state = {"weight": task.weight, "bias": task.bias}
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    return module
 
 
 def _module(task: RecurrentTask) -> Any:

@@ -20,6 +20,8 @@ struct Channels {
   int count;
 
   bool wide() const { return inner == 1; }
+  // The divisor of a mean; 1 for none, whose statistics and gradients are then 0.
+  A count_or_one() const { return A(std::max<index_t>(batch * inner, 1)); }
 
   // f(offset, lanes) over all elements.
   template <class F>
@@ -90,7 +92,7 @@ struct Statistics {
 
 template <class T, class A = acc_t<T>>
 Statistics<A> batch_statistics(const Channels<A>& c, const T* x) {
-  A n = A(c.batch * c.inner);
+  A n = c.count_or_one();
   Vec<A> sum[1], sums[2];
   c.sum(sum, [&](index_t at, auto k, Vec<A>* terms) __attribute__((always_inline)) { terms[0] = load_n(x + at, k); });
   Vec<A> mean = sum[0] / n;
@@ -132,7 +134,7 @@ void backward(const BatchNormBackward& p) {
   auto x = static_cast<const T*>(p.x), dy = static_cast<const T*>(p.dy);
   auto dx = static_cast<T*>(p.dx);
   for_channels<A>(p, [&](const Channels<A>& c) {
-    A n = A(c.batch * c.inner);
+    A n = c.count_or_one();
     Vec<A> mean = c.read(p.mean, 0), rstd = c.read(p.rstd, 1), scale = rstd * c.read(p.weight, 1), sums[3];
     c.sum(sums, [&](index_t at, auto k, Vec<A>* terms) __attribute__((always_inline)) {
       Vec<A> d = first_lanes(load_n(x + at, k) - mean, k), g = load_n(dy + at, k);

@@ -14,9 +14,10 @@ struct Lse {
   A value() const { return max + std::log(sum); }
 };
 
-// max and sum of exp(x - max) of a row. A row of -inf alone has max 0 here, so that no NaN is made.
-template <class T, class A = acc_t<T>>
-Lse<A> row_lse(const T* x, index_t columns) {
+// max and sum of e = exp(x - max) of a row; keep(column, lanes, e). A row of -inf alone has max 0 here, so that no NaN
+// is made.
+template <class T, class Keep, class A = acc_t<T>>
+Lse<A> row_lse(const T* x, index_t columns, Keep keep) {
   constexpr A lowest = -__builtin_huge_val();
   Vec<A> top = splat(lowest), nan{};
   for_columns<A>(columns, [&](index_t j, auto n) {
@@ -31,10 +32,15 @@ Lse<A> row_lse(const T* x, index_t columns) {
   Vec<A> sum{};
   for_columns<A>(columns, [&](index_t j, auto n) {
     Vec<A> e = exp(load_n(x + j, n) - best);
+    keep(j, n, e);
     for (int i = n; i < kLanes<A>; ++i) e[i] = 0;
     sum = sum + e;
   });
   return {best, sum_lanes(sum)};
+}
+template <class T>
+auto row_lse(const T* x, index_t columns) {
+  return row_lse(x, columns, [](auto...) {});
 }
 
 template <class T>
@@ -43,12 +49,17 @@ void forward(const SoftmaxForward& p) {
   for_rows(p.rows, p.columns, [&](index_t r) {
     auto x = static_cast<const T*>(p.x) + r * p.columns;
     auto y = static_cast<T*>(p.y) + r * p.columns;
-    auto s = row_lse(x, p.columns);
     if (p.log) {
+      auto s = row_lse(x, p.columns);
       A log_sum = std::log(s.sum);  // apart from the maximum, which may be far larger
       for_columns<A>(p.columns, [&](index_t j, auto n) { store_n(y + j, (load_n(x + j, n) - s.max) - log_sum, n); });
-    } else {
-      for_columns<A>(p.columns, [&](index_t j, auto n) { store_n(y + j, exp(load_n(x + j, n) - s.max) / s.sum, n); });
+    } else if constexpr (std::is_same_v<T, A>) {
+      A inverse = 1 / row_lse(x, p.columns, [&](index_t j, auto n, Vec<A> e) { store_n(y + j, e, n); }).sum;
+      for_columns<A>(p.columns, [&](index_t j, auto n) { store_n(y + j, load_n(y + j, n) * inverse, n); });
+    } else {  // e must not be rounded to storage before it is divided
+      auto s = row_lse(x, p.columns);
+      A inverse = 1 / s.sum;
+      for_columns<A>(p.columns, [&](index_t j, auto n) { store_n(y + j, exp(load_n(x + j, n) - s.max) * inverse, n); });
     }
   });
 }

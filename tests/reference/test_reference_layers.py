@@ -139,7 +139,10 @@ def test_cross_entropy_edges() -> None:
 
 @pytest.mark.parametrize(
     ("op", "options"),
-    [("relu", {}), ("silu", {}), ("gelu", {}), ("gelu", {"approximate": "tanh"})],
+    [
+        *((op, {}) for op in ("relu", "sigmoid", "tanh", "silu", "gelu")),
+        ("gelu", {"approximate": "tanh"}),
+    ],
 )
 def test_activations(op: str, options: Any, rng: Any, assert_gradients: Any) -> None:
     x = rng.standard_normal((3, 4)) * 3
@@ -149,7 +152,8 @@ def test_activations(op: str, options: Any, rng: Any, assert_gradients: Any) -> 
     function = getattr(reference, op)
     np.testing.assert_array_equal(y, function(x, **options))
     assert_gradients(lambda: (dy * function(x, **options)).sum(), {"x": (x, dx)})
-    np.testing.assert_allclose(function(np.array([0.0, 40.0]), **options), [0, 40], rtol=1e-15)
+    at_ends = {"sigmoid": [0.5, 1], "tanh": [0, 1]}.get(op, [0, 40])
+    np.testing.assert_allclose(function(np.array([0.0, 40.0]), **options), at_ends, rtol=1e-15)
 
 
 def test_gelu_keeps_its_tail() -> None:

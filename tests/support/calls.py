@@ -28,8 +28,12 @@ Symbols = dict[str, tuple[str, ...]]
 
 
 OPTIONAL = frozenset({"bias_ih", "bias_hh", "h0", "c0", "weight_hr", "peephole", "lengths", "bias"})
-OPTIONAL |= {"dy", "dh_n", "dc_n", "dloss"}
-UNREAD = {"linear": {"bias"}, "dropout": {"x"}}  # saved, but only their presence or shape is used
+OPTIONAL |= {"dy", "dh_n", "dc_n", "dloss", "dsummed", "running_mean", "running_var", "positions"}
+UNREAD = {  # saved, but only their presence or shape is used
+    **{op: {"bias"} for op in ("linear", "layer_norm", "add_layer_norm", "batch_norm")},
+    **{op: {"x"} for op in ("dropout", "rope")},
+}
+MADE = frozenset({"y", "lse", "log_probs", "mean", "rstd", "rrms", "summed"})  # by forward
 LINKED = frozenset("GHS")  # G is a multiple of H, and S is H without a projection
 
 
@@ -149,27 +153,33 @@ def cell_calls(case: Recurrent, dtypes: DTypes) -> list[Call]:
     ]
 
 
-def plain_calls(op: str, dtypes: DTypes) -> list[Call]:
-    """A function that is not recurrent, and its backward."""
-    symbols, any_rank, options, grad_name = PLAIN[op]
-    rng = generator("calls", op, dtypes.name)
-    sizes = {"R": 4, "I": 5, "O": 7, "V": 9, "E": 5, "C": 6}
+def plain_calls(name: str, dtypes: DTypes, **changed: int) -> list[Call]:
+    """A function that is not recurrent, and its backward. name: the function, or one use of it."""
+    op = name.split()[0]
+    symbols, any_rank, options, grad_names = PLAIN[name]
+    rng = generator("calls", name, dtypes.name)
+    sizes = {"R": 4, "I": 5, "O": 7, "V": 9, "E": 5, "C": 6, "L": 3, "Q": 4, "1": 1, **changed}
+    if "norm" in op and op != "batch_norm":
+        options = {"normalized_shape": sizes["I"]}
+    optional = OPTIONAL | {"weight"} if "norm" in op else OPTIONAL
 
     @lru_cache
     def arrays() -> Arrays:
         made: Arrays = {}
         for name, dims in symbols.items():
             shape = tuple(sizes[d] for d in dims)
-            if name in ("ids", "target"):
-                made[name] = rng.integers(0, 6, shape)
-            elif not name.startswith("d") and name not in ("y", "lse", "log_probs"):
+            if name in ("ids", "target", "positions"):
+                made[name] = rng.integers(0, min(6, sizes["C"]), shape)
+            elif not name.startswith("d") and name not in MADE:
                 made[name] = random_array(rng, shape, dtypes.of(name))
+                if name == "running_var":
+                    made[name] = np.abs(made[name])
         return made
 
     def grads() -> Arrays:
-        shape = tuple(sizes[d] for d in symbols[grad_name])
         kind = dtypes.cell if op == "cross_entropy" else dtypes.x
-        return {grad_name: random_array(rng, shape, kind)}
+        shapes = {grad: tuple(sizes[d] for d in symbols[grad]) for grad in grad_names}
+        return {grad: random_array(rng, shape, kind) for grad, shape in shapes.items()}
 
     def forward(ops: ModuleType, given: dict[str, Any]) -> Any:
         return getattr(ops, op)(**given, **options)
@@ -178,38 +188,56 @@ def plain_calls(op: str, dtypes: DTypes) -> list[Call]:
         return getattr(ops, f"{op}_forward")(**good, **options)[-1]
 
     def gradients(ops: ModuleType, given: dict[str, Any]) -> Any:
-        return getattr(ops, f"{op}_backward")(given[grad_name], given["saved"])
+        return getattr(ops, f"{op}_backward")(*(given[grad] for grad in grad_names), given["saved"])
 
     return [
-        Call(op, op, arrays, forward, symbols, any_rank=any_rank),
-        backward_call(op, arrays, grads, saved, gradients, symbols, any_rank=any_rank),
+        Call(op, op, arrays, forward, symbols, optional, any_rank),
+        backward_call(op, arrays, grads, saved, gradients, symbols, optional, any_rank),
     ]
 
 
-PLAIN: dict[str, tuple[Symbols, frozenset[str], dict[str, Any], str]] = {
+ELEMENTWISE: Symbols = {"x": ("R", "I"), "y": ("R", "I"), "dy": ("R", "I")}
+NORM: Symbols = {"x": ("R", "I"), "weight": ("I",), "bias": ("I",), "mean": ("R", "1"), "rstd": ("R", "1")}
+NORM |= {"dy": ("R", "I")}
+ADD_NORM: Symbols = {"residual": ("R", "I"), "summed": ("R", "I"), **NORM, "dsummed": ("R", "I")}
+BATCH_NORM: Symbols = {
+    **{"x": ("R", "C", "L"), "weight": ("C",), "bias": ("C",), "running_mean": ("C",), "running_var": ("C",)},
+    **{"mean": ("C",), "rstd": ("C",), "dy": ("R", "C", "L")},
+}
+
+
+def without(symbols: Symbols, *names: str) -> Symbols:
+    return {name: dims for name, dims in symbols.items() if name not in names}
+
+
+def rms(symbols: Symbols) -> Symbols:
+    return {**without(symbols, "bias", "mean", "rstd"), "rrms": ("R", "1")}
+
+
+PLAIN: dict[str, tuple[Symbols, frozenset[str], dict[str, Any], tuple[str, ...]]] = {
     "linear": (
         {"x": ("R", "I"), "weight": ("O", "I"), "bias": ("O",), "dy": ("R", "O")},
         frozenset({"x"}),
         {},
-        "dy",
+        ("dy",),
     ),
     "embedding": (
         {"ids": ("R",), "weight": ("V", "E"), "dy": ("R", "E")},
         frozenset({"ids"}),
         {},
-        "dy",
+        ("dy",),
     ),
     "softmax": (
         {"x": ("R", "C"), "y": ("R", "C"), "dy": ("R", "C")},
         frozenset({"x", "y", "dy"}),
         {},
-        "dy",
+        ("dy",),
     ),
     "log_softmax": (
         {"x": ("R", "C"), "y": ("R", "C"), "dy": ("R", "C")},
         frozenset({"x", "y", "dy"}),
         {},
-        "dy",
+        ("dy",),
     ),
     "cross_entropy": (
         {
@@ -221,13 +249,34 @@ PLAIN: dict[str, tuple[Symbols, frozenset[str], dict[str, Any], str]] = {
         },
         frozenset(),
         {"reduction": "none"},
-        "dloss",
+        ("dloss",),
     ),
     "dropout": (
         {"x": ("R", "I"), "dy": ("R", "I")},
         frozenset({"x", "dy"}),
         {"p": 0.5, "seed": 7},
-        "dy",
+        ("dy",),
+    ),
+    **{
+        op: (ELEMENTWISE, frozenset(ELEMENTWISE), {}, ("dy",))
+        for op in ("relu", "sigmoid", "tanh", "silu", "gelu")
+    },
+    "layer_norm": (NORM, frozenset({"x", "dy"}), {}, ("dy",)),
+    "rms_norm": (rms(NORM), frozenset({"x", "dy"}), {}, ("dy",)),
+    "add_layer_norm": (ADD_NORM, frozenset(ADD_NORM) - frozenset(NORM) | {"x", "dy"}, {}, ("dy", "dsummed")),
+    "add_rms_norm": (rms(ADD_NORM), frozenset(ADD_NORM) - frozenset(NORM) | {"x", "dy"}, {}, ("dy", "dsummed")),
+    "batch_norm": (BATCH_NORM, frozenset({"x", "dy"}), {}, ("dy",)),
+    "batch_norm in training": (
+        without(BATCH_NORM, "running_mean", "running_var"),
+        frozenset({"x", "dy"}),
+        {"running_mean": None, "running_var": None, "training": True},
+        ("dy",),
+    ),
+    "rope": (
+        {"x": ("R", "C"), "positions": ("Q",), "dy": ("R", "C")},
+        frozenset({"x", "positions", "dy"}),
+        {},
+        ("dy",),
     ),
 }
 

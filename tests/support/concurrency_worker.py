@@ -21,7 +21,7 @@ from support.compare import assert_bitwise_equal
 from support.oracle import call
 
 LIMIT_S = 10.0
-INDEXED = ("embedding", "cross_entropy", "linear")
+INDEXED = ("embedding", "cross_entropy", "linear", "rope")
 BIG = Recurrent("lstm", T=20, N=16, I=128, H=128)
 
 

@@ -21,6 +21,7 @@ from support.calls import CELLS, LAYERS, PLAIN, Call, cell_calls, plain_calls, r
 from support.cases import DTYPES, random_array
 from support.guard import GuardedAllocator
 
+WIDTHS = (1, 5, 8, 17, 33)
 SIZES = [(1, 1, 1), (3, 2, 5), (5, 16, 15), (2, 17, 33), (14, 7, 31), (33, 3, 9)]  # N, I, H
 
 
@@ -39,7 +40,9 @@ def calls() -> list[Call]:
                 sized = replace(case, N=n, I=i, H=h, P=case.P and max(1, h - 2))
                 found += cell_calls(sized, dtypes)
         if dtypes.name != "bfloat16_weights":
-            found += [call for op in PLAIN for call in plain_calls(op, dtypes)]
+            for op in PLAIN:
+                for width in WIDTHS:
+                    found += plain_calls(op, dtypes, I=width, C=2 * width, L=width)
     return found
 
 
@@ -70,7 +73,7 @@ def main(isa: str, side: str, plant: bool) -> None:
     for n, i, h in SIZES:
         fused_linear(n, i, h)
     for size in range(40):
-        for name in ("exp", "tanh", "sigmoid", "round_bf16"):
+        for name in ("exp", "tanh", "sigmoid", "erf", "round_bf16"):
             _cpu.math_eval(name, np.zeros(size, np.float32))
     print("done", flush=True)
     os._exit(0)  # the handler's callbacks are Python and must not run once Python is torn down

@@ -48,7 +48,9 @@ def mutations(call: Call, name: str, good: Array) -> Iterator[Mutation]:
 
 def _ranks(call: Call, name: str, good: Array) -> Iterator[Mutation]:
     """Wrong ranks. An argument of any rank can only disagree with those it shares sizes with."""
-    wrong = {"rank 0": np.zeros((), good.dtype), "rank + 1 at the end": good[..., None]}
+    wrong = {"rank 0": np.zeros((), good.dtype)}
+    if name not in call.any_rank or len(call.present_owners(call.symbols[name][-1])) > 1:
+        wrong["rank + 1 at the end"] = good[..., None]
     if good.ndim > 1:
         wrong["flat"] = good.reshape(-1)
     names, shares_rank = {name}, True

@@ -115,6 +115,99 @@ class CrossEntropy:
         return finish(value, err, self.dtypes, self.dtypes.cell), gradient
 
 
+class Norm:
+    """Bounds of a layer, RMS or batch norm of the rows of x [R, C], and of its gradients.
+
+    A computed mean m is off by at most o = gamma_C mean|x|. Differences x - m round by u of their own
+    size, |d| + o with d = x - mean; their mean, which corrects m, is off by e = gamma_C mean(|d| + o), the
+    variance by gamma_C mean (|d| + o)^2 + (2o + e) e. So a large mean costs second-order terms alone.
+    Weight and bias broadcast against x: [C] for layer norm, [R, 1] (`per_row`) for batch norm.
+    """
+
+    def __init__(
+        self,
+        x: Array,
+        dtypes: DTypes,
+        eps: float,
+        *,
+        centred: bool = True,
+        statistics: tuple[Array, Array] | None = None,
+        per_row: bool = False,
+    ) -> None:
+        """statistics: mean and variance [R, 1] where they are given, not computed."""
+        self.dtypes, self.centring, self.per_row = dtypes, centred and statistics is None, per_row
+        self.rows, self.columns = x.shape
+        self.tape = Tape(Arithmetic(dtypes.unit, 0.0, dtypes.storage, self.columns, self.rows))
+        gamma, u = self.tape.arith.gamma, dtypes.unit
+        self.mean = x.mean(-1, keepdims=True) if self.centring else np.zeros((self.rows, 1))
+        self.offset = gamma(self.columns + 3) * np.abs(x).mean(-1, keepdims=True) * self.centring
+        d = x - (self.mean if statistics is None else statistics[0])
+        self.size = np.abs(d) + self.offset
+        self.shift_err = gamma(self.columns + 3) * self.size.mean(-1, keepdims=True) * self.centring
+        own = 2 * u * np.abs(self.mean) if dtypes.cell == np.float64 else 0  # the reference's error
+        self.d = Bounded(self.tape, d, 2 * u * self.size + self.shift_err + own)
+        self.var, self.var_err = (d**2).mean(-1, keepdims=True), np.zeros((self.rows, 1))
+        if statistics is None:
+            second = (self.size**2).mean(-1, keepdims=True)
+            self.var_err = gamma(self.columns + 6) * second + (2 * self.offset + self.shift_err) * self.shift_err
+        else:
+            self.var = statistics[1]
+        relative = self.var_err / (self.var + eps) + 2 * u
+        assert (relative < 0.5).all(), "the variance is all error"
+        rstd = (self.var + eps) ** -0.5
+        self.rstd = Bounded(self.tape, rstd, rstd * ((1 - relative) ** -0.5 - 1 + 3 * u))
+        self.h = self.tape.mul(self.d, self.rstd)
+
+    def y(self, weight: Array, bias: Array) -> Array:
+        """Bound of y, in x's dtype."""
+        y = self.tape.mul(self.h, self.tape.leaf(weight))
+        return self._finish(self.tape.add(y, self.tape.leaf(bias)), self.dtypes.x)
+
+    def gradients(self, dy: Array, weight: Array, dsummed: Array | None = None) -> tuple[Array, Array, Array]:
+        """Bounds of dx, dweight and dbias; dsummed is added to dx."""
+        tape, gamma = self.tape, self.tape.arith.gamma
+        upstream = tape.leaf(dy)
+        g = upstream if self.per_row else tape.mul(upstream, tape.leaf(weight))
+        products = g.high * (self.size + self.offset)
+        err = gamma(self.columns + 8) * products + self.shift_err * g.high + g.err * self.size
+        along = Bounded(tape, (g.value * self.d.value).sum(-1, keepdims=True), err.sum(-1, keepdims=True))
+        along = tape.mul(along, self.rstd)
+        share = tape.leaf(np.full((self.rows, 1), 1 / max(self.columns, 1)))
+        dx = g
+        if self.centring:
+            dx = tape.add(dx, tape.mul(tape.rows_sum(g), share), -1.0)
+        if self.centring or not self.per_row:
+            dx = tape.add(dx, tape.mul(self.h, tape.mul(along, share)), -1.0)
+        dx = tape.mul(dx, self.rstd)
+        if self.per_row:
+            dx = tape.mul(dx, tape.leaf(weight))
+            parameters = along, tape.rows_sum(upstream)
+        else:
+            parameters = self._columns_sum(tape.mul(upstream, self.h)), self._columns_sum(upstream)
+        if dsummed is not None:
+            dx = tape.add(dx, tape.leaf(dsummed))
+        dweight, dbias = (self._finish(p, self.dtypes.cell) for p in parameters)
+        return self._finish(dx, self.dtypes.x), dweight, dbias
+
+    def running(self, old: tuple[Array, Array], momentum: float) -> tuple[Array, Array]:
+        """Bounds of the updated running mean and unbiased variance [R, 1]."""
+        u, n = self.dtypes.unit, self.columns
+        mean_err = self.shift_err + 2 * u * np.abs(self.mean)
+        new = (self.mean, mean_err), (self.var * n / (n - 1), self.var_err * n / (n - 1))
+        bounds = []
+        for was, (value, err) in zip(old, new, strict=True):
+            size = np.abs((1 - momentum) * was) + momentum * (np.abs(value) + err)
+            bounds.append(finish(size, momentum * err + 6 * u * size, self.dtypes, self.dtypes.cell))
+        return bounds[0], bounds[1]
+
+    def _columns_sum(self, a: Bounded) -> Bounded:
+        err = a.err.sum(0) + self.tape.arith.gamma(self.rows + 1) * a.high.sum(0)
+        return Bounded(self.tape, a.value.sum(0), err)
+
+    def _finish(self, a: Bounded, out: np.dtype) -> Array:
+        return finish(np.abs(a.value), a.err, self.dtypes, out)
+
+
 def _constant(tape: Tape, value: Array, relative: float) -> Bounded:
     """A constant that was itself rounded: label weights, 1 / count."""
     return Bounded(tape, value, relative * np.abs(value))

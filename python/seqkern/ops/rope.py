@@ -80,7 +80,7 @@ def _rotate(name: str, x: Array, saved: RopeSaved, inverse: bool, out: Array | N
         size = integer("rope", "rotary_dim", saved.rotary_dim)
     wide = getattr(x, "dtype", None) == np.float64
     interleaved, places = bool(saved.interleaved), None
-    if saved.positions is None:
+    if saved.positions is None or not isinstance(x, np.ndarray):
         tables = _standard_tables(length, size, base, interleaved, wide)
     else:
         rows, places = _places(saved.positions, x)
@@ -90,9 +90,10 @@ def _rotate(name: str, x: Array, saved: RopeSaved, inverse: bool, out: Array | N
 
 def _places(positions: Array, x: Array) -> tuple[Array, Array]:
     """The positions in a row, and for each row of x which of them is its own."""
-    if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu":
+    fit = isinstance(positions, np.ndarray) and positions.dtype.kind in "iu" and positions.dtype.isnative
+    if not fit:
         got = getattr(positions, "dtype", type(positions).__name__)
-        raise TypeError(f"rope: positions must be an integer NumPy array, got {got}")
+        raise TypeError(f"rope: positions must be a NumPy array of integers in native byte order, got {got}")
     lead = x.shape[:-1] if isinstance(x, np.ndarray) else ()
     try:
         places = np.broadcast_to(np.arange(positions.size).reshape(positions.shape), lead)
@@ -106,10 +107,11 @@ def _places(positions: Array, x: Array) -> tuple[Array, Array]:
 
 def _tables(positions: Array, size: int, base: float, interleaved: bool, wide: bool) -> tuple[Array, Array]:
     """cos and sin ``[P, size / 2]``; interleaved, each twice side by side, sin first with a minus."""
-    angle = positions[:, None] * base ** (-2.0 * np.arange(max(size, 0) // 2) / max(size, 1))
+    pairs = max(size, 0) // 2
+    angle = positions[:, None] * base ** (-2.0 * np.arange(pairs) / max(size, 1))
     cos, sin = np.cos(angle), np.sin(angle)
     if interleaved:
-        cos, sin = (np.stack(pair, -1).reshape(len(angle), -1) for pair in ((cos, cos), (-sin, sin)))
+        cos, sin = (np.stack(both, -1).reshape(len(angle), 2 * pairs) for both in ((cos, cos), (-sin, sin)))
     dtype = np.float64 if wide else np.float32
     return cos.astype(dtype), sin.astype(dtype)
 
