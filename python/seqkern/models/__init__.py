@@ -1,13 +1,20 @@
 """Whole models, each with a `Config` dataclass."""
 
+from ._pretrained import count_parameters
 from ._recurrent import RecurrentOutput
+from ._transformer import ModelOutput
+from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .sequence_model import SequenceModel, SequenceModelConfig
 
 __all__ = [
+    "GPT2",
     "RNNLM",
+    "GPT2Config",
+    "ModelOutput",
     "RNNLMConfig",
     "RecurrentOutput",
     "SequenceModel",
     "SequenceModelConfig",
+    "count_parameters",
 ]
