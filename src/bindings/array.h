@@ -97,6 +97,7 @@ void call(Kernel kernel, const Params& params) {
 
 void register_recurrent(py::module_&);
 void register_layers(py::module_&);
+void register_conv(py::module_&);
 void register_elementwise(py::module_&);
 void register_runtime(py::module_&);
 

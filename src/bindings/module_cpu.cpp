@@ -4,6 +4,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "seqkern's CPU kernels; use them through seqkern.ops";
   seqkern::register_recurrent(m);
   seqkern::register_layers(m);
+  seqkern::register_conv(m);
   seqkern::register_elementwise(m);
   seqkern::register_runtime(m);
 }

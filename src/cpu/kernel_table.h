@@ -1,9 +1,11 @@
 // Every CPU kernel, one function pointer each, filled once per instruction set by kernel_table.cpp. A kernel
 // that an instruction set lacks is an undefined symbol: the build fails.
 #pragma once
+#include "seqkern/conv.h"
 #include "seqkern/elementwise.h"
 #include "seqkern/embedding.h"
 #include "seqkern/linear.h"
+#include "seqkern/pool.h"
 #include "seqkern/recurrent.h"
 #include "seqkern/softmax.h"
 
@@ -22,6 +24,10 @@
   X(cross_entropy_backward, CrossEntropyBackward) \
   X(embedding_forward, EmbeddingForward)          \
   X(embedding_backward, EmbeddingBackward)        \
+  X(conv_forward, ConvForward)                    \
+  X(conv_backward, ConvBackward)                  \
+  X(max_pool_forward, MaxPoolForward)             \
+  X(max_pool_backward, MaxPoolBackward)           \
   X(dropout, Dropout)                             \
   X(sgd_update, SgdUpdate)                        \
   X(adagrad_update, AdagradUpdate)                \

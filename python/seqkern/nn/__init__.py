@@ -6,6 +6,7 @@ parameter gradients to `p.grad` and returns the gradients of the inputs as a tup
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import ModuleList, Sequential
+from .conv import Conv1d, Conv2d, MaxPool2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
@@ -18,6 +19,8 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Conv1d",
+    "Conv2d",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
@@ -25,6 +28,7 @@ __all__ = [
     "LSTMCell",
     "Linear",
     "LogSoftmax",
+    "MaxPool2d",
     "Module",
     "ModuleList",
     "Parameter",

@@ -6,6 +6,8 @@ differentiable ``op`` there is ``op_forward(...) -> outputs..., saved`` and ``op
 which returns a named tuple of gradients.
 """
 
+from .conv import *  # noqa: F403
+from .conv import __all__ as _conv
 from .elementwise import *  # noqa: F403
 from .elementwise import __all__ as _elementwise
 from .layers import *  # noqa: F403
@@ -13,4 +15,4 @@ from .layers import __all__ as _layers
 from .recurrent import *  # noqa: F403
 from .recurrent import __all__ as _recurrent
 
-__all__ = [*_recurrent, *_layers, *_elementwise]
+__all__ = [*_recurrent, *_layers, *_conv, *_elementwise]

@@ -24,6 +24,16 @@ from .activations import (
     silu_backward,
     silu_forward,
 )
+from .conv import (
+    ConvGradients,
+    ConvSaved,
+    conv1d,
+    conv1d_backward,
+    conv1d_forward,
+    conv2d,
+    conv2d_backward,
+    conv2d_forward,
+)
 from .cross_entropy import (
     CrossEntropyGradients,
     CrossEntropySaved,
@@ -71,6 +81,13 @@ from .lstm_cell import (
     lstm_cell_forward,
 )
 from .optim import adagrad_update, adamw_update, clip_grad_norm_, clip_grad_value_, sgd_update
+from .pool import (
+    MaxPool2dGradients,
+    MaxPool2dSaved,
+    max_pool2d,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
 from .rms_norm import (
     RMSNormGradients,
     RMSNormSaved,
@@ -100,6 +117,8 @@ from .softmax import (
 )
 
 __all__ = [
+    "ConvGradients",
+    "ConvSaved",
     "CrossEntropyGradients",
     "CrossEntropySaved",
     "DropoutGradients",
@@ -122,6 +141,8 @@ __all__ = [
     "LinearSaved",
     "LogSoftmaxGradients",
     "LogSoftmaxSaved",
+    "MaxPool2dGradients",
+    "MaxPool2dSaved",
     "RMSNormGradients",
     "RMSNormSaved",
     "RNNCellGradients",
@@ -139,6 +160,12 @@ __all__ = [
     "adamw_update",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_forward",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_forward",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -172,6 +199,9 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
     "relu",
     "relu_backward",
     "relu_forward",
