@@ -15,7 +15,7 @@ namespace seqkern::SEQKERN_ISA {
 
 template <class A>
 struct PaddedImages {
-  static constexpr index_t kSlack = 2 * kPanel<A>;  // whole registers are read beyond the last column
+  static constexpr index_t kSlack = 4 * kPanel<A>;  // whole tiles are read beyond the last column
 
   index_t phases, phase_width, height;
   A* data = nullptr;

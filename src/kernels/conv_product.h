@@ -42,6 +42,12 @@ struct PaddedSource {
       at += int(here);
     }
     const index_t* last = offset + k + depth;
+    if (count == 1) {
+      const A* from = runs[0].from;
+      for (const index_t* o = offset + k; o < last; ++o, out += P)
+        for (int v = 0; v < P; v += L) store(out + v, load(from + *o + v));
+      return;
+    }
     for (const index_t* o = offset + k; o < last; ++o, out += P)
       for (int r = 0; r < count; ++r)
         for (int v = 0; v < runs[r].length; v += L) store(out + runs[r].at + v, load(runs[r].from + *o + v));
@@ -122,40 +128,47 @@ class ConvProduct {
   const A* bias = nullptr;  // [groups * rows]
   bool direct = false;      // few rows over padded images: nothing is packed but a
 
-  int most = 1;                             // threads there is memory for
-  index_t slab = 0, width = 1, panels = 0;  // terms and panels packed at a time, panels of an image
+  int most = 1;                                        // threads there is memory for
+  index_t terms = 0, slab = 0, width = 1, panels = 0;  // of a sum, and packed at a time; panels likewise
+  index_t block_count = 0, *block_begin = nullptr;     // blocks of rows
   A *left = nullptr, *right = nullptr;
 
-  // block(g, row, height, k, depth, out) packs rows of group g, k-major.
+  // block(g, row, height, k, depth, out) packs rows of group g, k-major. A bias is one more term, times 1.
   template <class Block>
   void pack(Job& job, Block block) {
-    slab = kInPlace && !direct ? std::min(depth, kConvDepth) : depth;
-    left = job.take<A>(groups * rows * depth);
+    terms = depth + (bias && !direct ? 1 : 0);
+    index_t slabs = kInPlace && !direct ? std::max<index_t>((depth + kConvDepth / 2) / kConvDepth, 1) : 1;
+    slab = ceil_div(terms, slabs);
+    width = std::clamp<index_t>(kConvDepth * kConvPanels / std::max<index_t>(slab, 1), 1, kConvPanels);
+    most = num_threads();
+    left = job.take<A>(groups * rows * terms);
+    if (!direct) right = job.take<A>(most * right_size());
     RowBlocks blocks(rows);
-    index_t slabs = slab ? ceil_div(depth, slab) : 0;
+    block_count = blocks.count;
+    block_begin = job.take<index_t>(block_count + 1);
+    for (index_t i = 0; i <= block_count; ++i) block_begin[i] = blocks.begin(i);
     auto body = [&](int rank, int threads, Barrier&) {
-      Range own = share(groups * slabs * blocks.count, rank, threads);
+      Range own = share(groups * slabs * block_count, rank, threads);
       for (index_t u = own.begin; u < own.end; ++u) {
-        index_t i = u % blocks.count, k = u / blocks.count % slabs * slab, g = u / blocks.count / slabs;
-        index_t d = std::min(slab, depth - k);
-        block(g, blocks.begin(i), blocks.height(i), k, d, packed(g, k, d, blocks.begin(i)));
+        index_t i = u % block_count, k = u / block_count % slabs * slab, g = u / block_count / slabs;
+        index_t d = std::max<index_t>(std::min(slab, terms - k), 0), from_a = std::clamp<index_t>(depth - k, 0, d);
+        A* out = packed(g, k, d, i);
+        if (from_a > 0) block(g, block_begin[i], height(i), k, from_a, out);
+        if (d > from_a) std::copy_n(bias + g * rows + block_begin[i], height(i), out + from_a * height(i));
       }
     };
-    job.run(threads_for(double(groups * rows) * double(depth), 2.0e5), body);
-    most = num_threads();
-    width = std::clamp<index_t>(slab ? kConvDepth * kConvPanels / slab : kConvPanels, 1, kConvPanels);
-    if (!direct) right = job.take<A>(most * right_size());
+    job.run(threads_for(double(groups * rows) * double(terms), 2.0e5), body);
   }
 
   void run(Job& job, index_t images) {
     index_t positions = target.grid.height * target.grid.width;
     if (images * groups * rows * positions == 0) return;
     panels = ceil_div(positions, P);
-    int threads = threads_for(double(images * groups * rows) * double(positions) * double(depth + 1), 2.0e5);
+    int threads = threads_for(double(images * groups * rows) * double(positions) * double(terms + 1), 2.0e5);
     threads = std::min(threads, most);
     if (direct) return run_direct(job, images, threads);
     index_t all = images * groups * panels;
-    bool by_rows = threads > 1 && all < 16 * threads && RowBlocks(rows).count >= 4 * threads;
+    bool by_rows = threads > 1 && all < 16 * threads && block_count >= 4 * threads;
     auto body = [&](int rank, int n, Barrier& barrier) {
       Range own = by_rows ? Range{0, all} : share(all, rank, n);
       for (index_t u = own.begin; u < own.end;) {
@@ -168,57 +181,56 @@ class ConvProduct {
   }
 
  private:
+  // The panels of a slab, a spare row each.
   index_t right_size() const { return width * (slab + 1) * P; }
-  A* packed(index_t g, index_t k, index_t d, index_t row) const { return left + (g * depth + k) * rows + row * d; }
+
+  A* packed(index_t g, index_t k, index_t d, index_t i) const {
+    return left + (g * terms + k) * rows + block_begin[i] * d;
+  }
+  int height(index_t i) const { return int(block_begin[i + 1] - block_begin[i]); }
 
   // `count` neighbouring panels of one image and group, all rows or this rank's share of them.
   void run_panels(index_t u, index_t count, bool by_rows, int rank, int threads, Barrier& barrier) {
     index_t first = u % panels, g = u / panels % groups, n = u / panels / groups;
-    RowBlocks blocks(rows);
-    Range own = by_rows ? share(blocks.count, rank, threads) : Range{0, blocks.count};
+    Range own = by_rows ? share(block_count, rank, threads) : Range{0, block_count};
     Range mine = by_rows ? share(count, rank, threads) : Range{0, count};
     A* pb = by_rows ? right : right + rank * right_size();
     index_t positions = target.grid.height * target.grid.width, k = 0;
     do {
-      index_t d = std::min(slab, depth - k), stride = (d + 1) * P;
+      index_t d = std::min(slab, terms - k), stride = (d + 1) * P;
       for (index_t j = mine.begin; j < mine.end; ++j) {
-        index_t q = (first + j) * P;
-        source.pack(n, g, q, std::min<index_t>(P, positions - q), k, d, pb + j * stride);
+        index_t q = (first + j) * P, from_source = std::min(d, depth - k);
+        source.pack(n, g, q, std::min<index_t>(P, positions - q), k, from_source, pb + j * stride);
+        if (from_source < d) std::fill_n(pb + j * stride + from_source * P, P, A(1));
       }
       if (by_rows) barrier.wait();
       for (index_t b = own.begin; b < own.end; b += kGroupBlocks)
         for (index_t j = 0; j < count; ++j)
           for (index_t i = b; i < std::min(b + kGroupBlocks, own.end); ++i)
-            store_block(n, g, blocks.begin(i), blocks.height(i), (first + j) * P, packed(g, k, d, blocks.begin(i)),
-                        pb + j * stride, d, k > 0);
+            store_block(n, g, i, (first + j) * P, packed(g, k, d, i), pb + j * stride, d, k > 0);
       if (by_rows) barrier.wait();
       k += d;
-    } while (k < depth);
+    } while (k < terms);
   }
 
-  void store_block(index_t n, index_t g, index_t m, int mr, index_t q, const A* pa, const A* pb, index_t d, bool add) {
+  void store_block(index_t n, index_t g, index_t i, index_t q, const A* pa, const A* pb, index_t d, bool add) const {
     index_t columns = std::min<index_t>(P, target.grid.height * target.grid.width - q);
-    const A* b = bias && !add ? bias + g * rows + m : nullptr;
     if constexpr (kInPlace)
-      if (target.flat() && columns == P) {
-        T* out = target.at(n, g, m) + q;
-        if (b)
-          for (int i = 0; i < mr; ++i)
-            for (int v = 0; v < P; v += L) store(out + i * target.plane + v, splat(b[i]));
-        return panel_product<A>(mr, pa, pb, d, out, target.plane, add || b);
-      }
+      if (target.flat() && columns == P)
+        return panel_product<A>(height(i), pa, pb, d, target.at(n, g, block_begin[i]) + q, target.plane, add);
     A sums[kMaxTileRows * P];
-    panel_product<A>(mr, pa, pb, d, sums, P, false);
-    for (int i = 0; i < mr; ++i) put(target.at(n, g, m + i), q, columns, sums + i * P, b ? b[i] : A{}, add);
+    panel_product<A>(height(i), pa, pb, d, sums, P, false);
+    for (int m = 0; m < height(i); ++m) put(target.at(n, g, block_begin[i] + m), q, columns, sums + m * P, add);
   }
 
   // Sums of neighbouring positions, from q on, into one row.
-  void put(T* out, index_t q, index_t columns, const A* sums, A shift, bool add) const {
+  void put(T* out, index_t q, index_t columns, const A* sums, bool add) const {
     if (target.flat()) {
-      for (index_t v = 0; v < columns; v += L) {
-        int c = int(std::min<index_t>(L, columns - v));
-        Vec<A> x = load_n(sums + v, c) + splat(shift);
-        store_n(out + q + v, add ? x + load_n(out + q + v, c) : x, c);
+      index_t v = 0;
+      for (; v + L <= columns; v += L) store(out + q + v, add ? load(sums + v) + load(out + q + v) : load(sums + v));
+      if (int tail = int(columns - v)) {
+        Vec<A> x = load(sums + v);
+        store_n(out + q + v, add ? x + load_n(out + q + v, tail) : x, tail);
       }
       return;
     }
@@ -226,7 +238,7 @@ class ConvProduct {
     out += q / target.grid.width * target.row + w * target.column;
     for (index_t j = 0; j < columns; ++j, out += target.column, ++w) {
       if (w == target.grid.width) w = 0, out += target.row - target.grid.width * target.column;
-      *out = to_storage<T>(sums[j] + shift + (add ? from_storage(*out) : A{}));
+      *out = to_storage<T>(add ? sums[j] + from_storage(*out) : sums[j]);
     }
   }
 
@@ -253,7 +265,7 @@ class ConvProduct {
 
   template <int MR, int NV>
   void direct_tiles(index_t n, index_t g, index_t h, index_t begin, index_t end) const {
-    for (; end - begin > (NV - 1) * L; begin += NV * L) direct_tile<MR, NV>(n, g, h, begin, end);
+    for (; end - begin > (NV - NV / 4 - 1) * L; begin += NV * L) direct_tile<MR, NV>(n, g, h, begin, end);
     if constexpr (NV > 1)
       if (begin < end) direct_tiles<MR, NV / 2>(n, g, h, begin, end);
   }
@@ -262,7 +274,9 @@ class ConvProduct {
   void direct_tile(index_t n, index_t g, index_t h, index_t w, index_t end) const {
     if constexpr (std::is_same_v<Source, PaddedSource<A>>) {
       const A *from = source.at(n, g) + h * source.row_step + w, *a = packed(g, 0, depth, 0);
-      Vec<A> acc[MR][NV] = {};
+      Vec<A> acc[MR][NV];
+      for (int m = 0; m < MR; ++m)
+        for (int v = 0; v < NV; ++v) acc[m][v] = splat(bias ? bias[g * rows + m] : A{});
       for (index_t k = 0; k < depth; ++k, a += MR)
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) {
@@ -274,7 +288,7 @@ class ConvProduct {
       for (int m = 0; m < MR; ++m) {
         A sums[NV * L];
         for (int v = 0; v < NV; ++v) store(sums + v * L, acc[m][v]);
-        put(target.at(n, g, m), q, columns, sums, bias ? bias[g * rows + m] : A{}, false);
+        put(target.at(n, g, m), q, columns, sums, false);
       }
     }
   }
