@@ -39,6 +39,7 @@ JOBS = {
     "ragged": "it has no packed sequences",
     "cell": "it has no single cells",
     "linear": "nothing is written to measure its linear layer",
+    "conv": "nothing is written to measure its convolution",
 }
 FRAMEWORKS = ("torch", "onnxruntime", "openvino")
 

@@ -29,7 +29,8 @@ Symbols = dict[str, tuple[str, ...]]
 
 OPTIONAL = frozenset({"bias_ih", "bias_hh", "h0", "c0", "weight_hr", "peephole", "lengths", "bias"})
 OPTIONAL |= {"dy", "dh_n", "dc_n", "dloss"}
-UNREAD = {"linear": {"bias"}, "conv1d": {"bias"}, "conv2d": {"bias"}, "dropout": {"x"}}  # saved, but only their presence or shape is used
+# Saved, but only their presence or shape is used.
+UNREAD = {"linear": {"bias"}, "conv1d": {"bias"}, "conv2d": {"bias"}, "dropout": {"x"}}
 LINKED = frozenset("GHS")  # G is a multiple of H, and S is H without a projection
 
 
