@@ -32,6 +32,7 @@ FAMILIES = {
     "ragged": Family(".ragged", "batches of sequences of different lengths"),
     "threads": Family(".scaling", "one thread against --threads"),
     "linear": Family(".linear", "x W^T + b"),
+    "conv": Family(".conv", "convolution layers of ViT, VGG and wav2vec 2.0"),
     "attention": Family(None, "scaled dot-product attention"),
     "models": Family(None, "whole models"),
 }

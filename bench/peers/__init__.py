@@ -40,6 +40,7 @@ JOBS = {
     "cell": "it has no single cells",
     "linear": "nothing is written to measure its linear layer",
     "linear_train": "it does not train, or nothing is written to measure it",
+    "conv": "nothing is written to measure its convolution",
 }
 FRAMEWORKS = ("torch", "onnxruntime", "openvino")
 

@@ -29,7 +29,8 @@ Symbols = dict[str, tuple[str, ...]]
 
 OPTIONAL = frozenset({"bias_ih", "bias_hh", "h0", "c0", "weight_hr", "peephole", "lengths", "bias"})
 OPTIONAL |= {"dy", "dh_n", "dc_n", "dloss"}
-UNREAD = {"linear": {"bias"}, "dropout": {"x"}}  # saved, but only their presence or shape is used
+# Saved, but only their presence or shape is used.
+UNREAD = {"linear": {"bias"}, "conv1d": {"bias"}, "conv2d": {"bias"}, "dropout": {"x"}}
 LINKED = frozenset("GHS")  # G is a multiple of H, and S is H without a projection
 
 
@@ -154,6 +155,7 @@ def plain_calls(op: str, dtypes: DTypes) -> list[Call]:
     symbols, any_rank, options, grad_name = PLAIN[op]
     rng = generator("calls", op, dtypes.name)
     sizes = {"R": 4, "I": 5, "O": 7, "V": 9, "E": 5, "C": 6}
+    sizes |= {"N": 2, "L": 11, "W": 9, "K": 3, "P": 5, "Q": 4}
 
     @lru_cache
     def arrays() -> Arrays:
@@ -162,7 +164,7 @@ def plain_calls(op: str, dtypes: DTypes) -> list[Call]:
             shape = tuple(sizes[d] for d in dims)
             if name in ("ids", "target"):
                 made[name] = rng.integers(0, 6, shape)
-            elif not name.startswith("d") and name not in ("y", "lse", "log_probs"):
+            elif not name.startswith("d") and name not in ("y", "lse", "log_probs", "indices"):
                 made[name] = random_array(rng, shape, dtypes.of(name))
         return made
 
@@ -222,6 +224,29 @@ PLAIN: dict[str, tuple[Symbols, frozenset[str], dict[str, Any], str]] = {
         frozenset(),
         {"reduction": "none"},
         "dloss",
+    ),
+    "conv1d": (
+        {"x": ("N", "C", "L"), "weight": ("O", "C", "K"), "bias": ("O",), "dy": ("N", "O", "L")},
+        frozenset(),
+        {"padding": 1},
+        "dy",
+    ),
+    "conv2d": (
+        {
+            "x": ("N", "C", "L", "W"),
+            "weight": ("O", "C", "K", "K"),
+            "bias": ("O",),
+            "dy": ("N", "O", "L", "W"),
+        },
+        frozenset(),
+        {"padding": 1},
+        "dy",
+    ),
+    "max_pool2d": (
+        {"x": ("N", "C", "L", "W"), "indices": ("N", "C", "P", "Q"), "dy": ("N", "C", "P", "Q")},
+        frozenset(),
+        {"kernel_size": 2},
+        "dy",
     ),
     "dropout": (
         {"x": ("R", "I"), "dy": ("R", "I")},

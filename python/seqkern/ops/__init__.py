@@ -10,6 +10,8 @@ from .activation import *  # noqa: F403
 from .activation import __all__ as _activation
 from .batch_norm import *  # noqa: F403
 from .batch_norm import __all__ as _batch_norm
+from .conv import *  # noqa: F403
+from .conv import __all__ as _conv
 from .elementwise import *  # noqa: F403
 from .elementwise import __all__ as _elementwise
 from .layer_norm import *  # noqa: F403
@@ -23,4 +25,4 @@ from .recurrent import __all__ as _recurrent
 from .rope import *  # noqa: F403
 from .rope import __all__ as _rope
 
-__all__ = [*_recurrent, *_layers, *_linear, *_elementwise, *_activation, *_layer_norm, *_batch_norm, *_rope]
+__all__ = [*_recurrent, *_layers, *_linear, *_conv, *_elementwise, *_activation, *_layer_norm, *_batch_norm, *_rope]

@@ -53,6 +53,16 @@ from .batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
 )
+from .conv import (
+    ConvGradients,
+    ConvSaved,
+    conv1d,
+    conv1d_backward,
+    conv1d_forward,
+    conv2d,
+    conv2d_backward,
+    conv2d_forward,
+)
 from .cross_entropy import (
     CrossEntropyGradients,
     CrossEntropySaved,
@@ -108,6 +118,13 @@ from .lstm_cell import (
     lstm_cell_forward,
 )
 from .optim import adagrad_update, adamw_update, clip_grad_norm_, clip_grad_value_, sgd_update
+from .pool import (
+    MaxPool2dGradients,
+    MaxPool2dSaved,
+    max_pool2d,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
 from .rms_norm import (
     RMSNormGradients,
     RMSNormSaved,
@@ -151,6 +168,8 @@ __all__ = [
     "AddRMSNormSaved",
     "BatchNormGradients",
     "BatchNormSaved",
+    "ConvGradients",
+    "ConvSaved",
     "CrossEntropyGradients",
     "CrossEntropySaved",
     "DropoutGradients",
@@ -173,6 +192,8 @@ __all__ = [
     "LinearSaved",
     "LogSoftmaxGradients",
     "LogSoftmaxSaved",
+    "MaxPool2dGradients",
+    "MaxPool2dSaved",
     "RMSNormGradients",
     "RMSNormSaved",
     "RNNCellGradients",
@@ -205,6 +226,12 @@ __all__ = [
     "batch_norm_forward",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_forward",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_forward",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -239,6 +266,9 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
     "quantize_int8",
     "relu",
     "relu_backward",
