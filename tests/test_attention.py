@@ -412,3 +412,14 @@ def test_agrees_with_torch(ops: ModuleType, masked: str | None) -> None:
     for name, want in zip(("out", *NAMES[:3]), (theirs.detach(), *(leaf.grad for leaf in leaves)), strict=True):
         assert want is not None
         assert_matches(mine[name], want.numpy(), 1e-12 * (1 + np.abs(want.numpy())), name)
+
+
+def test_a_row_that_sees_only_its_sink_takes_no_nan_from_dout(ops: ModuleType) -> None:
+    ones = np.ones((1, 1, 2, 4))
+    mask, dout = np.array([[True, True], [False, False]]), ones.copy()
+    _, saved = ops.scaled_dot_product_attention_forward(ones, ones, ones, mask, sinks=np.zeros(1))
+    clean = ops.scaled_dot_product_attention_backward(dout, saved)
+    dout[0, 0, 1] = np.nan
+    dirty = ops.scaled_dot_product_attention_backward(dout, saved)
+    assert_bitwise_equal(dirty.dsinks, clean.dsinks, "dsinks")
+    assert_bitwise_equal(dirty.dkey, clean.dkey, "dkey")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..conv import ConvTask
 from ..tasks import Array, Entry, LinearTask, NormTask, RecurrentTask, UnsupportedError
 
 NAME = "torch"
@@ -123,6 +124,19 @@ def linear_train(task: LinearTask) -> Entry:
         return [_numpy(tensor) for tensor in (y, leaves[0].grad, leaves[1].grad)]
 
     return Entry(call, results)
+
+
+def conv(task: ConvTask) -> Entry:
+    """`torch.nn.functional.conv1d` or `conv2d`; results: y."""
+    x, weight, bias = (torch.from_numpy(array) for array in (task.x, task.weight, task.bias))
+    function = torch.nn.functional.conv1d if len(task.row.size) == 1 else torch.nn.functional.conv2d
+    row = task.row
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            return function(x, weight, bias, row.stride, row.padding, 1, row.groups)
+
+    return Entry(call, lambda: [_numpy(call())])
 
 
 def norm_forward(task: NormTask) -> Entry:

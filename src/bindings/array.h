@@ -111,6 +111,7 @@ void call(Kernel kernel, const Params& params) {
 void register_recurrent(py::module_&);
 void register_layers(py::module_&);
 void register_linear(py::module_&);
+void register_conv(py::module_&);
 void register_elementwise(py::module_&);
 void register_activation(py::module_&);
 void register_layer_norm(py::module_&);

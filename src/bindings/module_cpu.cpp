@@ -5,6 +5,7 @@ PYBIND11_MODULE(_cpu, m) {
   seqkern::register_recurrent(m);
   seqkern::register_layers(m);
   seqkern::register_linear(m);
+  seqkern::register_conv(m);
   seqkern::register_elementwise(m);
   seqkern::register_activation(m);
   seqkern::register_layer_norm(m);

@@ -2,12 +2,14 @@
 // that an instruction set lacks is an undefined symbol: the build fails.
 #pragma once
 #include "seqkern/activation.h"
-#include "seqkern/batch_norm.h"
 #include "seqkern/attention.h"
+#include "seqkern/batch_norm.h"
+#include "seqkern/conv.h"
 #include "seqkern/elementwise.h"
 #include "seqkern/embedding.h"
 #include "seqkern/layer_norm.h"
 #include "seqkern/linear.h"
+#include "seqkern/pool.h"
 #include "seqkern/recurrent.h"
 #include "seqkern/rope.h"
 #include "seqkern/softmax.h"
@@ -39,6 +41,10 @@
   X(rope, Rope)                                   \
   X(activation_forward, ActivationForward)        \
   X(activation_backward, ActivationBackward)      \
+  X(conv_forward, ConvForward)                    \
+  X(conv_backward, ConvBackward)                  \
+  X(max_pool_forward, MaxPoolForward)             \
+  X(max_pool_backward, MaxPoolBackward)           \
   X(dropout, Dropout)                             \
   X(sgd_update, SgdUpdate)                        \
   X(adagrad_update, AdagradUpdate)                \

@@ -142,7 +142,8 @@ class BackwardAttention {
         V sum{};
         for (index_t d = 0; d < Dv; d += L) {
           int n = int(std::min<index_t>(L, Dv - d));
-          sum = sum + load_n(out + i * p.out_strides.row + d, n) * load_n(dout + i * p.out_strides.row + d, n);
+          V o = load_n(out + i * p.out_strides.row + d, n), up = load_n(dout + i * p.out_strides.row + d, n);
+          sum = sum + (o == 0 ? V{} : o * up);  // a row that sees nothing takes no NaN from dout
         }
         x.delta[at + i] = sum_lanes(sum);
         x.max[at + i] = stats[i], x.inverse[at + i] = stats[p.rows() + i];

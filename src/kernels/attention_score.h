@@ -114,7 +114,7 @@ class Score {
       if (p.mask && p.mask_is_bool && n > 0) dead = dead | (allowed(row, j, n) == 0);
       if (p.mask && !p.mask_is_bool && n > 0) {
         V m = bias(row, j, n);
-        dead = dead | (I)(m == lowest);
+        dead = dead | (m == lowest);
         s = s + m;
       }
       s = s * kLogBase<A>;

@@ -30,10 +30,10 @@ Symbols = dict[str, tuple[str, ...]]
 OPTIONAL = frozenset({"bias_ih", "bias_hh", "h0", "c0", "weight_hr", "peephole", "lengths", "bias"})
 OPTIONAL |= {"dy", "dh_n", "dc_n", "dloss", "dsummed", "running_mean", "running_var", "positions"}
 UNREAD = {  # saved, but only their presence or shape is used
-    **{op: {"bias"} for op in ("linear", "layer_norm", "add_layer_norm", "batch_norm")},
+    **{op: {"bias"} for op in ("linear", "conv1d", "conv2d", "layer_norm", "add_layer_norm", "batch_norm")},
     **{op: {"x"} for op in ("dropout", "rope")},
 }
-MADE = frozenset({"y", "lse", "log_probs", "mean", "rstd", "rrms", "summed"})  # by forward
+MADE = frozenset({"y", "lse", "log_probs", "mean", "rstd", "rrms", "summed", "indices"})  # by forward
 LINKED = frozenset("GHS")  # G is a multiple of H, and S is H without a projection
 
 
@@ -158,7 +158,8 @@ def plain_calls(name: str, dtypes: DTypes, **changed: int) -> list[Call]:
     op = name.split()[0]
     symbols, any_rank, options, grad_names = PLAIN[name]
     rng = generator("calls", name, dtypes.name)
-    sizes = {"R": 4, "I": 5, "O": 7, "V": 9, "E": 5, "C": 6, "L": 3, "Q": 4, "1": 1, **changed}
+    sizes = {"R": 4, "I": 5, "O": 7, "V": 9, "E": 5, "C": 6, "1": 1}
+    sizes |= {"N": 2, "L": 11, "W": 9, "K": 3, "P": 5, "Q": 4, **changed}
     if "norm" in op and op != "batch_norm":
         options = {"normalized_shape": sizes["I"]}
     optional = OPTIONAL | {"weight"} if "norm" in op else OPTIONAL
@@ -250,6 +251,29 @@ PLAIN: dict[str, tuple[Symbols, frozenset[str], dict[str, Any], tuple[str, ...]]
         frozenset(),
         {"reduction": "none"},
         ("dloss",),
+    ),
+    "conv1d": (
+        {"x": ("N", "C", "L"), "weight": ("O", "C", "K"), "bias": ("O",), "dy": ("N", "O", "L")},
+        frozenset(),
+        {"padding": 1},
+        ("dy",),
+    ),
+    "conv2d": (
+        {
+            "x": ("N", "C", "L", "W"),
+            "weight": ("O", "C", "K", "K"),
+            "bias": ("O",),
+            "dy": ("N", "O", "L", "W"),
+        },
+        frozenset(),
+        {"padding": 1},
+        ("dy",),
+    ),
+    "max_pool2d": (
+        {"x": ("N", "C", "L", "W"), "indices": ("N", "C", "P", "Q"), "dy": ("N", "C", "P", "Q")},
+        frozenset(),
+        {"kernel_size": 2},
+        ("dy",),
     ),
     "dropout": (
         {"x": ("R", "I"), "dy": ("R", "I")},

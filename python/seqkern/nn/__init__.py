@@ -10,6 +10,7 @@ from .attention import MultiheadAttention
 from .batch_norm import BatchNorm1d, BatchNorm2d
 from .cells import GRUCell, LSTMCell, RNNCell
 from .container import ModuleList, Sequential
+from .conv import Conv1d, Conv2d, MaxPool2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .encoder_attention import BahdanauAttention, LuongAttention
@@ -32,6 +33,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "Buffer",
+    "Conv1d",
+    "Conv2d",
     "CrossEntropyLoss",
     "DecoderLayerCache",
     "Dropout",
@@ -45,6 +48,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "LuongAttention",
+    "MaxPool2d",
     "Module",
     "ModuleList",
     "MultiheadAttention",

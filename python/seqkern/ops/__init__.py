@@ -12,6 +12,8 @@ from .attention import *  # noqa: F403
 from .attention import __all__ as _attention
 from .batch_norm import *  # noqa: F403
 from .batch_norm import __all__ as _batch_norm
+from .conv import *  # noqa: F403
+from .conv import __all__ as _conv
 from .elementwise import *  # noqa: F403
 from .elementwise import __all__ as _elementwise
 from .layer_norm import *  # noqa: F403
@@ -26,5 +28,6 @@ from .rope import *  # noqa: F403
 from .rope import __all__ as _rope
 
 __all__ = [
-    *_activation, *_attention, *_batch_norm, *_elementwise, *_layer_norm, *_layers, *_linear, *_recurrent, *_rope,
+    *_activation, *_attention, *_batch_norm, *_conv, *_elementwise, *_layer_norm, *_layers, *_linear, *_recurrent,
+    *_rope,
 ]  # fmt: skip

@@ -67,6 +67,16 @@ from .batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
 )
+from .conv import (
+    ConvGradients,
+    ConvSaved,
+    conv1d,
+    conv1d_backward,
+    conv1d_forward,
+    conv2d,
+    conv2d_backward,
+    conv2d_forward,
+)
 from .cross_entropy import (
     CrossEntropyGradients,
     CrossEntropySaved,
@@ -128,6 +138,13 @@ from .lstm_cell import (
     lstm_cell_forward,
 )
 from .optim import adagrad_update, adamw_update, clip_grad_norm_, clip_grad_value_, sgd_update
+from .pool import (
+    MaxPool2dGradients,
+    MaxPool2dSaved,
+    max_pool2d,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
 from .rms_norm import (
     RMSNormGradients,
     RMSNormSaved,
@@ -174,6 +191,8 @@ __all__ = [
     "AttentionVarlenSaved",
     "BatchNormGradients",
     "BatchNormSaved",
+    "ConvGradients",
+    "ConvSaved",
     "CrossEntropyGradients",
     "CrossEntropySaved",
     "DropoutGradients",
@@ -198,6 +217,8 @@ __all__ = [
     "LinearSaved",
     "LogSoftmaxGradients",
     "LogSoftmaxSaved",
+    "MaxPool2dGradients",
+    "MaxPool2dSaved",
     "RMSNormGradients",
     "RMSNormSaved",
     "RNNCellGradients",
@@ -235,6 +256,12 @@ __all__ = [
     "batch_norm_forward",
     "clip_grad_norm_",
     "clip_grad_value_",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_forward",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_forward",
     "cross_entropy",
     "cross_entropy_backward",
     "cross_entropy_forward",
@@ -271,6 +298,9 @@ __all__ = [
     "lstm_cell_backward",
     "lstm_cell_forward",
     "lstm_forward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
     "multihead_attention",
     "quantize_int8",
     "relu",

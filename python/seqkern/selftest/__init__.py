@@ -24,12 +24,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
-from . import elementwise, layers, norms, recurrent
+from . import conv, elementwise, layers, norms, recurrent
 from ._check import Case, Cases, Result, check
 
 __all__ = ["REGISTRY", "check", "jobs", "main", "run", "summary"]
 
-REGISTRY: dict[str, Cases] = {**recurrent.CASES, **layers.CASES, **elementwise.CASES, **norms.CASES}
+REGISTRY: dict[str, Cases] = {**recurrent.CASES, **layers.CASES, **conv.CASES, **elementwise.CASES, **norms.CASES}
 
 ProgressBar: TypeAlias = Callable[[int, str], AbstractContextManager[Any]]
 
