@@ -34,7 +34,7 @@ FAMILIES = {
     "linear": Family(".linear", "x W^T + b"),
     "norms": Family(".norms", "layer norm, GELU and softmax of large arrays"),
     "conv": Family(".conv", "convolution layers of ViT, VGG and wav2vec 2.0"),
-    "attention": Family(None, "scaled dot-product attention"),
+    "attention": Family(".attention", "scaled dot-product attention"),
     "models": Family(None, "whole models"),
 }
 ROUNDS, QUICK_ROUNDS = 7, 3

@@ -137,8 +137,7 @@ class TestBenchUsage:
         ("arguments", "message"),
         [
             (["nonsense"], "unknown family 'nonsense'; there are rnn"),
-            (["attention"], "seqkern has no attention to measure yet"),
-            (["models", "attention"], "seqkern has no models or attention to measure yet"),
+            (["models"], "seqkern has no models to measure yet"),
             (["rnn", "--against", "tensorflow"], "unknown peer 'tensorflow'; there are torch"),
             (["rnn", "--modes", "fp8"], "unknown mode 'fp8'"),
             (["rnn", "--threads", "none"], "--threads must be a number from 1 or 'all'"),

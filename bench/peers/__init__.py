@@ -42,6 +42,8 @@ JOBS = {
     "linear_train": "it does not train, or nothing is written to measure it",
     "norm_forward": "nothing is written to measure its norms",
     "norm_train": "it does not train",
+    "attention": "nothing is written to measure its attention",
+    "attention_train": "it does not train",
     "conv": "nothing is written to measure its convolution",
 }
 FRAMEWORKS = ("torch", "onnxruntime", "openvino")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..attention import AttentionTask
 from ..conv import ConvTask
 from ..tasks import Array, Entry, LinearTask, NormTask, RecurrentTask, UnsupportedError
 
@@ -124,6 +125,34 @@ def linear_train(task: LinearTask) -> Entry:
         return [_numpy(tensor) for tensor in (y, leaves[0].grad, leaves[1].grad)]
 
     return Entry(call, results)
+
+
+def attention(task: AttentionTask) -> Entry:
+    """`torch.nn.functional.scaled_dot_product_attention`, the back-end torch picks; results: out."""
+    query, key, value = (torch.from_numpy(array) for array in (task.query, task.key, task.value))
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            return attend(query, key, value, is_causal=task.row.causal)
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def attention_train(task: AttentionTask) -> Entry:
+    """Forward and backward from a given output gradient; results: out, dquery, dkey, dvalue."""
+    leaves = [torch.from_numpy(array.copy()).requires_grad_() for array in (task.query, task.key, task.value)]
+    dout = torch.from_numpy(task.dout)
+    attend: Any = torch.nn.functional.scaled_dot_product_attention
+
+    def call() -> torch.Tensor:
+        for leaf in leaves:
+            leaf.grad = None
+        out = attend(*leaves, is_causal=task.row.causal)
+        torch.autograd.backward(out, dout)
+        return out
+
+    return Entry(call, lambda: [_numpy(tensor) for tensor in (call(), *(leaf.grad for leaf in leaves))])
 
 
 def conv(task: ConvTask) -> Entry:

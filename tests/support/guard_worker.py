@@ -42,7 +42,8 @@ def calls() -> list[Call]:
         if dtypes.name != "bfloat16_weights":
             for op in PLAIN:
                 for width in WIDTHS:
-                    found += plain_calls(op, dtypes, I=width, C=2 * width, L=width)
+                    length = {} if op == "max_pool2d" else {"L": width}
+                    found += plain_calls(op, dtypes, I=width, C=2 * width, **length)
     return found
 
 

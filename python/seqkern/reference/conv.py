@@ -9,6 +9,7 @@ same view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
@@ -88,9 +89,9 @@ def _forward(*arguments: Any) -> tuple[Array, ConvSaved]:
     y = np.zeros((len(x), *weight.shape[:2], *geometry.out), dtype)
     for tap, seen in geometry.taps():
         y += np.einsum("goc,ngc...->ngo...", weight[tap], x[seen])
-    y = y.reshape(len(x), -1, *geometry.out)
+    y = y.reshape(len(x), len(saved.weight), *geometry.out)
     if saved.bias is not None:
-        y += widen(saved.bias, dtype).reshape(-1, *[1] * len(geometry.out))
+        y += widen(saved.bias, dtype).reshape(len(saved.weight), *[1] * len(geometry.out))
     return narrow(y, saved.x), saved
 
 
@@ -103,10 +104,11 @@ def _backward(dy: Array | None, saved: ConvSaved) -> ConvGradients:
     dx, dweight = np.zeros_like(x), np.zeros_like(weight)
     for tap, seen in geometry.taps():
         dx[seen] += np.einsum("goc,ngo...->ngc...", weight[tap], rows)
-        flat = rows.reshape(*rows.shape[:3], -1), x[seen].reshape(*x.shape[:3], -1)
+        places = math.prod(geometry.out)
+        flat = rows.reshape(*rows.shape[:3], places), x[seen].reshape(*x.shape[:3], places)
         dweight[tap] = np.einsum("ngop,ngcp->goc", *flat, optimize=True)
     return ConvGradients(
-        dx=narrow(geometry.crop(dx.reshape(len(x), -1, *geometry.padded)), saved.x),
+        dx=narrow(geometry.crop(dx.reshape(len(x), saved.x.shape[1], *geometry.padded)), saved.x),
         dweight=dweight.reshape(saved.weight.shape),
         dbias=None if saved.bias is None else dy.sum(axis=(0, *range(2, dy.ndim))),
     )

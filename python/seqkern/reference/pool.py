@@ -54,8 +54,9 @@ def max_pool2d_forward(
             seen = [np.flatnonzero((a >= 0) & (a < n)) for a, n in zip(at, x.shape[2:], strict=True)]
             window = np.ix_(*map(np.arange, x.shape[:2]), *seen)
             place = np.add.outer(at[0][seen[0]] * x.shape[3], at[1][seen[1]])
-            values = x.reshape(*x.shape[:2], -1)[:, :, place]
-            better = (values > y[window]) | np.isnan(values) | (indices[window] < 0)
+            values = x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])[:, :, place]
+            with np.errstate(invalid="ignore"):  # NaN is a maximum like any other
+                better = (values > y[window]) | np.isnan(values) | (indices[window] < 0)
             y[window] = np.where(better, values, y[window])
             indices[window] = np.where(better, place, indices[window])
     return y, MaxPool2dSaved(indices, x.shape, x.dtype)
@@ -73,6 +74,6 @@ def max_pool2d_backward(dy: Array | None, saved: MaxPool2dSaved) -> MaxPool2dGra
     planes = saved.shape[0] * saved.shape[1]
     dx = np.zeros((planes, saved.shape[2] * saved.shape[3]), np.result_type(saved.dtype, np.float32))
     if dy is not None:
-        rows = np.arange(planes)[:, None]
-        np.add.at(dx, (rows, saved.indices.reshape(planes, -1)), dy.reshape(planes, -1).astype(dx.dtype))
+        rows, out = np.arange(planes)[:, None], dy.shape[2] * dy.shape[3]
+        np.add.at(dx, (rows, saved.indices.reshape(planes, out)), dy.reshape(planes, out).astype(dx.dtype))
     return MaxPool2dGradients(dx.reshape(saved.shape).astype(saved.dtype))

@@ -24,12 +24,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
-from . import conv, elementwise, layers, norms, recurrent
+from . import attention, conv, elementwise, layers, norms, recurrent
 from ._check import Case, Cases, Result, check
 
 __all__ = ["REGISTRY", "check", "jobs", "main", "run", "summary"]
 
-REGISTRY: dict[str, Cases] = {**recurrent.CASES, **layers.CASES, **conv.CASES, **elementwise.CASES, **norms.CASES}
+REGISTRY: dict[str, Cases] = {
+    **recurrent.CASES,
+    **attention.CASES,
+    **layers.CASES,
+    **conv.CASES,
+    **elementwise.CASES,
+    **norms.CASES,
+}
 
 ProgressBar: TypeAlias = Callable[[int, str], AbstractContextManager[Any]]
 
