@@ -266,6 +266,7 @@ class BackwardAttention {
     const index_t* s = p.dmask_strides;
     A* to = dmask + b * s[0] + row.head * s[1] + row.i * s[2] + j * s[3];
     int n = int(std::min<index_t>(L, p.key_len - j));
+    if (n <= 0) return;  // a panel may end registers past the keys
     if (s[3] == 1) store_n(to, load_n(to, n) + d, n);
     else
       for (int i = 0; i < n; ++i) to[i * s[3]] += d[i];
