@@ -12,6 +12,7 @@ struct LinearForward {
   index_t rows = 0, in_features = 0, out_features = 0;
   const void *x = nullptr, *weight = nullptr, *bias = nullptr;
   void* y = nullptr;
+  Precision precision = Precision::highest;
 };
 
 struct LinearBackward {
@@ -19,6 +20,7 @@ struct LinearBackward {
   index_t rows = 0, in_features = 0, out_features = 0;
   const void *x = nullptr, *weight = nullptr, *dy = nullptr;
   void *dx = nullptr, *dweight = nullptr, *dbias = nullptr;
+  Precision precision = Precision::highest;
 };
 
 namespace cpu {

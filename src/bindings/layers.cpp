@@ -27,7 +27,7 @@ Shape check_linear(const char* op, Array& x, Array& weight) {
   return lead;
 }
 
-py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_) {
+py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_, std::string_view precision) {
   const char* op = "linear";
   Array x(op, "x", x_), weight(op, "weight", weight_), bias(op, "bias", bias_, true);
   auto lead = check_linear(op, x, weight);
@@ -38,11 +38,13 @@ py::array linear_forward(py::handle x_, py::handle weight_, py::handle bias_) {
   py::array y = empty(x.numpy_dtype(), shape);
   LinearForward p{x.dtype(), weight.dtype(), product(lead),           weight.size(1),  weight.size(0),
                   x.data(),  weight.data(),  bias.accumulator_data(), y.mutable_data()};
+  p.precision = as_precision(op, precision);
   call(cpu::linear_forward, p);
   return y;
 }
 
-py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, bool with_bias) {
+py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, bool with_bias,
+                          std::string_view precision) {
   const char* op = "linear";
   Array x(op, "x", x_), weight(op, "weight", weight_), dy(op, "dy", dy_);
   auto lead = check_linear(op, x, weight);
@@ -55,6 +57,7 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, boo
   py::object dbias = py::none();
   LinearBackward p{x.dtype(), weight.dtype(), product(lead), weight.size(1),    weight.size(0),
                    x.data(),  weight.data(),  dy.data(),     dx.mutable_data(), dweight.mutable_data()};
+  p.precision = as_precision(op, precision);
   if (with_bias) {
     py::array b = empty(type, {weight.size(0)});
     p.dbias = b.mutable_data();

@@ -38,6 +38,11 @@ void pack_right(const Matrix<S>& b, index_t column, index_t columns, index_t k, 
 }
 
 template <class SA, class SB, class SC>
+class Gemm;
+template <class SA, class SB, class SC>
+bool on_tiles(const Gemm<SA, SB, SC>& g, Job& job);  // tile_gemm.h
+
+template <class SA, class SB, class SC>
 class Gemm {
   using A = acc_t<SC>;
   static constexpr int L = kLanes<A>, P = kPanel<A>;
@@ -50,6 +55,7 @@ class Gemm {
   index_t ldc;
   const A* bias;
   bool accumulate;
+  Precision precision = Precision::highest;
 
   Gemm(index_t rows_, index_t columns_, index_t depth_, Matrix<SA> a_, Matrix<SB> b_, SC* c_, index_t ldc_,
        const A* bias_ = nullptr, bool accumulate_ = false)
@@ -63,8 +69,13 @@ class Gemm {
         bias(bias_),
         accumulate(accumulate_) {}
 
+  Gemm& in(Precision mode) {
+    precision = mode;
+    return *this;
+  }
+
   void run(Job& job) {
-    if (rows <= 0 || columns <= 0) return;
+    if (rows <= 0 || columns <= 0 || on_tiles(*this, job)) return;
     int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
     by_columns = ceil_div(columns, P) >= std::min<index_t>(threads, ceil_div(rows, kMaxTileRows)) || threads == 1;
     slab = std::is_same_v<SC, A> ? std::min(depth, kDepth) : depth;
@@ -183,3 +194,5 @@ void row_product(index_t rows, const A* a, const W* w, index_t ldw, index_t dept
 }
 
 }  // namespace seqkern::SEQKERN_ISA
+
+#include "tile_gemm.h"

@@ -18,7 +18,7 @@ void forward(const LinearForward& p) {
   auto bias = static_cast<const A*>(p.bias);
   auto y = static_cast<T*>(p.y);
   Job job;
-  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O, bias).run(job);
+  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O, bias).in(p.precision).run(job);
   auto body = [&](int rank, int threads, Barrier&) {
     Range own = share(ceil_div(O, L), rank, threads);
     for (index_t b = own.begin; b < own.end; ++b) {
@@ -41,7 +41,7 @@ void backward(const LinearBackward& p) {
   auto weight = static_cast<const W*>(p.weight);
   auto dy = static_cast<const T*>(p.dy);
   Job job;
-  if (p.dx && packs(M)) Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).run(job);
+  if (p.dx && packs(M)) Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).in(p.precision).run(job);
   if (p.dx && !packs(M)) {
     A* columns = job.take<A>(O * M);
     for (index_t m = 0; m < M; ++m)
@@ -56,7 +56,7 @@ void backward(const LinearBackward& p) {
     };
     job.run(threads_for(double(M * O) * double(I), kThreadGrain), body);
   }
-  if (p.dweight) Gemm<T, T, A>(O, I, M, {dy, 1, O}, {x, I, 1}, static_cast<A*>(p.dweight), I).run(job);
+  if (p.dweight) Gemm<T, T, A>(O, I, M, {dy, 1, O}, {x, I, 1}, static_cast<A*>(p.dweight), I).in(p.precision).run(job);
   if (p.dbias) {
     auto dbias = static_cast<A*>(p.dbias);
     auto body = [&](int rank, int threads, Barrier&) {

@@ -47,8 +47,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, precision: str
 
     float32, float64 or bfloat16; float32 x may meet a bfloat16 weight.
     """
-    check_precision("linear", precision)
-    return _cpu.linear_forward(x, weight, bias)
+    return _cpu.linear_forward(x, weight, bias, check_precision("linear", precision))
 
 
 @public
@@ -65,7 +64,8 @@ def linear_backward(dy: Array | None, saved: LinearSaved) -> LinearGradients:
     saved_by("linear", saved, LinearSaved)
     if dy is None:
         dy = np.zeros((*saved.x.shape[:-1], saved.weight.shape[0]), saved.x.dtype)
-    return LinearGradients(*_cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None))
+    precision = check_precision("linear", saved.precision)
+    return LinearGradients(*_cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None, precision))
 
 
 class EmbeddingSaved(NamedTuple):
