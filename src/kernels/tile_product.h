@@ -39,7 +39,7 @@ namespace seqkern::SEQKERN_ISA {
 using Half = std::uint16_t;  // the bits of a bf16 value
 
 inline constexpr index_t kTilePanel = 2 * kTileRows;
-inline constexpr index_t kManyTerms = 64;
+inline constexpr index_t kSomeTerms = 64, kManyTerms = 256;
 
 // Parts of the two factors; none where the product is not for the matrix unit.
 struct Parts {
@@ -64,7 +64,7 @@ Parts parts_for(Precision mode, index_t rows, index_t depth, index_t rows_each) 
     if (!kExactA && !kExactB && mode == Precision::medium) p.a = 2;
     if (!kExactA && !kExactB && mode == Precision::high && depth < kManyTerms) p.a = 3;
     bool fp32_bound = mode == Precision::highest && !(kExactA && kExactB);
-    if (depth < (fp32_bound ? kManyTerms : kTileDepth) || rows < rows_each * p.products()) return {};
+    if (depth < (fp32_bound ? kSomeTerms : kTileDepth) || rows < rows_each * p.products()) return {};
     return p;
   }
 }
