@@ -13,11 +13,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import seqkern
-from seqkern import _cpu
+from seqkern import _cpu, reference
 from support import tolerance
-from support.cases import BFLOAT16, BFLOAT16_WEIGHTS, DTYPES, FLOAT32, Array, DTypes, Recurrent, generator, random_array
+from support.cases import (
+    BFLOAT16,
+    BFLOAT16_WEIGHTS,
+    DTYPES,
+    FLOAT32,
+    Array,
+    DTypes,
+    Recurrent,
+    generator,
+    make_arrays,
+    make_gradients,
+    random_array,
+)
 from support.compare import assert_bitwise_equal, assert_matches
-from support.oracle import run
+from support.oracle import call, run
 from support.process import run_worker
 from support.recurrent_suite import check_backward, check_forward
 from test_linear import check, make
@@ -188,3 +200,98 @@ def test_rows_do_not_depend_on_their_number(threads: None) -> None:
 def test_guard_pages(side: str) -> None:
     result = run_worker("amx_worker.py", side)
     assert result.returncode == 0 and "done" in result.stdout, result.stderr[-4000:]
+
+
+# ---- recurrent layers ----
+
+LAYERS = [
+    *(Recurrent(op, T=3, N=N, I=33, H=70) for op in ("rnn", "lstm", "gru") for N in (25, 33)),
+    Recurrent("rnn", T=3, N=26, I=5, H=64, nonlinearity="relu", reverse=True),
+    Recurrent("lstm", T=3, N=70, I=70, H=65, P=66, peephole=True, lengths="ragged"),
+    Recurrent("lstm", T=4, N=26, I=33, H=96, reverse=True, lengths="ragged"),
+    Recurrent("gru", T=3, N=40, I=33, H=67, reset_after=False),
+    Recurrent("gru", T=2, N=26, I=9, H=257),
+]
+each_layer = pytest.mark.parametrize("case", LAYERS, ids=lambda case: f"{case.op}-{case}")
+
+
+@each_mode
+@each_dtype
+@each_layer
+def test_layer(
+    case: Recurrent, dtypes: DTypes, mode: str, counts: Callable[[], tuple[int, int, int]]
+) -> None:
+    before = counts()
+    check_forward(seqkern, replace(case, precision=mode), dtypes)
+    between = counts()
+    check_backward(seqkern, replace(case, precision=mode), dtypes)
+    after = counts()
+    assert before[0] < between[0] < after[0]
+    assert after[1] - before[1] == after[2] - before[2]
+
+
+@each_mode
+@pytest.mark.parametrize("N", [4, 8, 12, 16, 17, 20, 23, 24])
+@each_dtype
+def test_layer_of_few_rows(N: int, dtypes: DTypes, mode: str) -> None:
+    case = Recurrent("lstm", T=2, N=N, I=20, H=66, precision=mode)
+    check_forward(seqkern, case, dtypes)
+    check_backward(seqkern, case, dtypes)
+
+
+@each_mode
+@each_layer
+def test_layer_threads(case: Recurrent, mode: str, threads: None) -> None:
+    check_thread_counts(seqkern, replace(case, precision=mode, H=130), FLOAT32)
+
+
+@each_mode
+@each_dtype
+@each_layer
+def test_layer_in_chunks(case: Recurrent, dtypes: DTypes, mode: str) -> None:
+    """Step by step, the state handed on, equals the whole bit for bit."""
+    whole_case = replace(case, T=7, lengths=None, reverse=False, precision=mode)
+    arrays = make_arrays(whole_case, dtypes)
+    whole, steps = call(seqkern, whole_case, arrays), []
+    for cut in (slice(0, 1), slice(1, 3), slice(3, 7)):
+        part = call(seqkern, whole_case, {**arrays, "x": arrays["x"][cut]})
+        steps.append(part["y"])
+        arrays |= {f"{name[0]}0": part[name] for name in whole_case.outputs[1:]}
+    assert_bitwise_equal(np.concatenate(steps), whole["y"], "y")
+
+
+@each_mode
+@each_dtype
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -3.3e38, 2.0**41])
+@pytest.mark.parametrize("where", ["x", "h0", "dy"])
+def test_layer_rows_stay_apart(dtypes: DTypes, mode: str, bad: float, where: str) -> None:
+    """A bad value in one row: that row as by FMA, and not a bit of the others changes."""
+    case = Recurrent("rnn", T=3, N=30, I=33, H=70, nonlinearity="relu", precision=mode)
+    arrays, grads = make_arrays(case, dtypes), make_gradients(case, dtypes)
+    clean = run(seqkern, case, arrays, grads)
+    group = grads if where == "dy" else arrays
+    group[where] = group[where].copy()
+    group[where][(..., 11, 3) if where == "h0" else (1, 11, 3)] = bad
+    y, h_n, dx, dh0, *_ = run(seqkern, case, arrays, grads)
+    others = np.delete(np.arange(30), 11)
+    for got, want in ((y, clean[0]), (dx, clean[2])):
+        assert_bitwise_equal(got[:, others], want[:, others], "other rows")
+    assert_bitwise_equal(h_n[others], clean[1][others], "other rows")
+    assert_bitwise_equal(dh0[others], clean[3][others], "other rows")
+    with np.errstate(all="ignore"):
+        wide = {k: v.astype(np.float64) for k, v in arrays.items()}
+        want_y = reference.rnn(**wide, nonlinearity="relu")[0]
+    limit = np.finfo(np.float32).max
+    certain = np.isfinite(want_y) & (np.abs(want_y) < limit / 4) | np.isnan(want_y)
+    assert np.array_equal(np.isnan(y[certain].astype(np.float64)), np.isnan(want_y[certain]))
+
+
+def test_layer_weights_with_an_infinity() -> None:
+    """An infinite weight reaches its own unit alone, as infinity and not as NaN."""
+    case = Recurrent("rnn", T=2, N=30, I=40, H=70, nonlinearity="relu", precision="high", state=False)
+    arrays = make_arrays(case, FLOAT32)
+    arrays["x"] = np.abs(arrays["x"])
+    arrays["weight_ih"][7, 5] = np.inf
+    y, _ = seqkern.rnn(**arrays, nonlinearity="relu", precision="high")
+    assert np.isposinf(y[0, :, 7]).all()
+    assert np.isfinite(np.delete(y[0], 7, axis=1)).all()

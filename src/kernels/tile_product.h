@@ -93,7 +93,8 @@ SEQKERN_INLINE VecU next_part(Vec<float>& x, Vec<float>& y) {
 template <class S>
 SEQKERN_INLINE Vec<float> load_upto(const S* p, index_t n) {
   constexpr int L = kLanes<float>;
-  return n >= L ? load(p) : n > 0 ? load_n(p, int(n)) : Vec<float>{};
+  if constexpr (std::is_same_v<S, double>) return Vec<float>{};  // never asked for
+  else return n >= L ? load(p) : n > 0 ? load_n(p, int(n)) : Vec<float>{};
 }
 
 // One square of lanes x lanes pairs: line q of it in every part, then (Turn) transposed, to `out` + q * 16 pairs.
