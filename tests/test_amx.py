@@ -29,7 +29,7 @@ from support.cases import (
     random_array,
 )
 from support.compare import assert_bitwise_equal, assert_matches
-from support.oracle import call, run
+from support.oracle import call, call_backward, call_forward, run
 from support.process import run_worker
 from support.recurrent_suite import check_backward, check_forward
 from test_linear import check, make
@@ -107,7 +107,9 @@ def test_which_products_run(dtypes: DTypes, mode: str, counts: Callable[[], tupl
 
 
 @pytest.mark.parametrize("shape", [(7, 64, 64), (64, 31, 64), (64, 64, 15)], ids=str)
-def test_small_products_stay_off_the_unit(shape: tuple[int, int, int], counts: Callable[[], tuple[int, int, int]]) -> None:
+def test_small_products_stay_off_the_unit(
+    shape: tuple[int, int, int], counts: Callable[[], tuple[int, int, int]]
+) -> None:
     rows, wide, out = shape
     arrays = make((rows,), wide, out, FLOAT32)
     before = counts()
@@ -218,16 +220,23 @@ each_layer = pytest.mark.parametrize("case", LAYERS, ids=lambda case: f"{case.op
 @each_mode
 @each_dtype
 @each_layer
-def test_layer(
-    case: Recurrent, dtypes: DTypes, mode: str, counts: Callable[[], tuple[int, int, int]]
-) -> None:
-    before = counts()
+def test_layer(case: Recurrent, dtypes: DTypes, mode: str) -> None:
     check_forward(seqkern, replace(case, precision=mode), dtypes)
-    between = counts()
     check_backward(seqkern, replace(case, precision=mode), dtypes)
-    after = counts()
-    assert before[0] < between[0] < after[0]
-    assert after[1] - before[1] == after[2] - before[2]
+
+
+@each_mode
+@each_layer
+def test_layers_run_on_the_unit(case: Recurrent, mode: str, counts: Callable[[], tuple[int, int, int]]) -> None:
+    case = replace(case, precision=mode)
+    stages = [counts()]
+    outputs, saved = call_forward(seqkern, case, make_arrays(case, FLOAT32))
+    stages.append(counts())
+    call_backward(seqkern, case, {**make_gradients(case, FLOAT32)}, saved)
+    stages.append(counts())
+    assert stages[0][0] < stages[1][0] < stages[2][0] and outputs
+    loaded, released = (stages[2][i] - stages[0][i] for i in (1, 2))
+    assert loaded == released
 
 
 @each_mode
@@ -239,10 +248,9 @@ def test_layer_of_few_rows(N: int, dtypes: DTypes, mode: str) -> None:
     check_backward(seqkern, case, dtypes)
 
 
-@each_mode
-@each_layer
-def test_layer_threads(case: Recurrent, mode: str, threads: None) -> None:
-    check_thread_counts(seqkern, replace(case, precision=mode, H=130), FLOAT32)
+@pytest.mark.parametrize("case", [LAYERS[0], LAYERS[3], LAYERS[7], LAYERS[9]], ids=lambda case: f"{case.op}-{case}")
+def test_layer_threads(case: Recurrent, threads: None) -> None:
+    check_thread_counts(seqkern, replace(case, precision="high", T=2, H=130), FLOAT32)
 
 
 @each_mode

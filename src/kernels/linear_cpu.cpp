@@ -41,7 +41,8 @@ void backward(const LinearBackward& p) {
   auto weight = static_cast<const W*>(p.weight);
   auto dy = static_cast<const T*>(p.dy);
   Job job;
-  if (p.dx && packs(M)) Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).in(p.precision).run(job);
+  if (p.dx && packs(M))
+    Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).in(p.precision).run(job);
   if (p.dx && !packs(M)) {
     A* columns = job.take<A>(O * M);
     for (index_t m = 0; m < M; ++m)
