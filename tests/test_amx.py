@@ -35,9 +35,8 @@ from support.recurrent_suite import check_backward, check_forward
 from test_linear import check, make
 from test_threads import check_thread_counts
 
-pytestmark = pytest.mark.skipif(
-    "amx" not in _cpu.available_isas(), reason="no AMX here; `.ci/amx python -m pytest tests/test_amx.py` emulates it"
-)
+if "amx" not in _cpu.available_isas():
+    pytest.skip("no AMX here; `.ci/amx python -m pytest tests/test_amx.py` emulates it", allow_module_level=True)
 MODES = ("highest", "high", "medium")
 SHORT = [d for d in DTYPES if d.name != "float64"]
 each_mode = pytest.mark.parametrize("mode", MODES)
