@@ -18,9 +18,11 @@
 //                            3, 2      5      2^-17 is what runs
 //                   highest  3, 3      6      u (the dropped a1 b2, a2 b1, a2 b2)
 //
-// Counting cycles on a core with 16 a tile product (3.1 TFLOP/s at 3 GHz): 16 x 16 x 32 takes 16 for each product
-// against some 300 by AVX-512 FMA. Packing B takes as long as eight rows do for each product: fewer rows do not
-// come here, nor, where the bound is that of fp32, sums so short that six roundings more would show.
+// Counting cycles on a core with 16 a tile product (3.1 TFLOP/s at 3 GHz): 16 x 16 x 32 takes 16 for each product,
+// so 96 for all six, against some 300 by AVX-512 FMA; packing takes the more of that back the fewer rows there are.
+// Fewer than eight (recurrent layers, whose weights are packed once for all steps: four) for each product do not
+// come here: six products begin at 48 rows, or a batch of 24. Nor do, where the bound is that of fp32, sums so
+// short that the roundings of six products would show (kSomeTerms).
 //
 // The unit knows no subnormals, and a split infinity is not one: rows of A and columns of B with a value of 2^40
 // or more, infinite or NaN (`wide`) are computed again by FMA, each on its own, whatever its neighbours hold. A
