@@ -1,7 +1,8 @@
 """Runs every function with every array next to an unmapped page; see test_memory.
 
-usage: guard_worker.py ISA end|start [plant]
-`plant` reads one element past an array first: the test of the test.
+usage: guard_worker.py ISA|MODULE end|start [plant]
+MODULE: the path of a _hostcuda (tests/hostcuda), whose functions then run instead, at small sizes in float32 and
+bfloat16. `plant` reads one element past an array first: the test of the test.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import seqkern
+from hostcuda import build
 from seqkern import _cpu
 from support.calls import CELLS, LAYERS, PLAIN, Call, cell_calls, plain_calls, recurrent_calls
-from support.cases import DTYPES
+from support.cases import BFLOAT16, DTYPES, FLOAT32
 from support.guard import GuardedAllocator
 
 SIZES = [(1, 1, 1), (3, 2, 5), (5, 16, 15), (2, 17, 33), (14, 7, 31), (33, 3, 9)]  # N, I, H
@@ -43,8 +45,19 @@ def calls() -> list[Call]:
     return found
 
 
+def hostcuda_calls() -> list[Call]:
+    cases = [replace(case, N=9, I=7, H=17, P=case.P and 15) for case in LAYERS]
+    return [call for case in cases for dtypes in (FLOAT32, BFLOAT16) for call in recurrent_calls(case, dtypes)]
+
+
 def main(isa: str, side: str, plant: bool) -> None:
     GuardedAllocator(end=side == "end").install()
+    if isa.endswith(".so"):
+        build.stand_below_ops(build.load(Path(isa)))
+        for call in hostcuda_calls():
+            call.invoke(seqkern, dict(call.arrays()))
+        print("done", flush=True)
+        os._exit(0)
     _cpu.set_isa(isa)
     if plant:
         array = np.zeros(3, np.float32)
