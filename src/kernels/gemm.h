@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cpu/thread_pool.h"
+#include "row_product.h"
 #include "tile.h"
 
 namespace seqkern::SEQKERN_ISA {
@@ -133,53 +134,5 @@ class Gemm {
   index_t slab = 0, group = 0, left_size = 0, right_size = 0;
   A *left = nullptr, *right = nullptr;
 };
-
-// Few rows times a matrix stored [depth, columns], read in place: out[m][j] = sum_k a[k][m] w[k][j] over
-// `columns` columns, a packed k-major.
-template <int MR, int NV, class W, class A = acc_t<W>>
-SEQKERN_INLINE void row_tile(const A* a, const W* w, index_t ldw, index_t depth, A* out, index_t ldo, int last) {
-  constexpr int L = kLanes<A>;
-  Vec<A> acc[MR][NV] = {};
-  auto step = [&](auto read_last) {
-    for (index_t k = 0; k < depth; ++k, a += MR, w += ldw) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        Vec<A> wv = v + 1 < NV ? load(w + v * L) : read_last(w + v * L);
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) acc[m][v] = splat(a[m]) * wv + acc[m][v];
-      }
-    }
-  };
-  if (last == L) step([](const W* p) { return load(p); });
-  else step([last](const W* p) { return load_n(p, last); });
-  for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) store_n(out + m * ldo + v * L, acc[m][v], v + 1 < NV ? L : last);
-}
-
-template <int MR, class W, class A = acc_t<W>>
-void row_product(const A* a, const W* w, index_t ldw, index_t depth, index_t columns, A* out, index_t ldo) {
-  constexpr int L = kLanes<A>;
-  constexpr int kWide = (kVecRegisters == 32 ? 16 : 8) / (MR == 1 ? 2 : MR);
-  index_t j = 0;
-  auto go = [&]<int NV>() {
-    while (columns - j > (NV - 1) * L) {
-      int last = int(std::min<index_t>(L, columns - j - (NV - 1) * L));
-      row_tile<MR, NV>(a, w + j, ldw, depth, out + j, ldo, last);
-      j += NV * L;
-    }
-  };
-  go.template operator()<kWide>();
-  if constexpr (kWide > 4) go.template operator()<4>();
-  if constexpr (kWide > 2) go.template operator()<2>();
-  go.template operator()<1>();
-}
-
-template <class W, class A = acc_t<W>>
-void row_product(index_t rows, const A* a, const W* w, index_t ldw, index_t depth, index_t columns, A* out,
-                 index_t ldo) {
-  if (rows == 1) row_product<1>(a, w, ldw, depth, columns, out, ldo);
-  if (rows == 2) row_product<2>(a, w, ldw, depth, columns, out, ldo);
-  if (rows == 3) row_product<3>(a, w, ldw, depth, columns, out, ldo);
-}
 
 }  // namespace seqkern::SEQKERN_ISA
