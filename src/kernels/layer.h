@@ -23,23 +23,31 @@ index_t unit_block(index_t batch) {
 }
 
 // The left factor of a product, [rows, depth], written unit by unit and read by every thread. Packed: blocks
-// of rows, k-major. In place: rows padded so that they do not share cache sets.
-template <class A>
+// of rows, k-major. Otherwise: rows, split where W is bf16 (split_place), padded so that they do not
+// share cache sets.
+template <class A, class W = A>
 struct Operand {
   index_t rows, depth;
   bool packed;
   A* data = nullptr;
 
   Operand(index_t rows_, index_t depth_) : rows(rows_), depth(depth_), packed(packs(rows_)) {}
-  index_t stride() const { return round_up(depth, 16) + 16; }
+  index_t stride() const { return round_up(depth, kDotStep<W> > 16 ? kDotStep<W> : 16) + 16; }
   index_t size() const { return packed ? rows * depth : rows * stride(); }
   RowBlocks blocks() const { return RowBlocks(rows); }
+  void clear_gaps() const {
+    if (!packed) std::memset(data, 0, std::size_t(size()) * sizeof(A));
+  }
 
   // values k .. k+n of one row
   SEQKERN_INLINE void put(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, int n) const {
-    if (!packed) return store_n(data + row * stride() + k, v, n);
+    if (kDotParts<W> == 1 && !packed) return store_n(data + row * stride() + k, v, n);
     A flat[kLanes<A>];
     store(flat, v);
+    if (!packed) {
+      for (int j = 0; j < n; ++j) data[row * stride() + split_place<W>(k + j)] = flat[j];
+      return;
+    }
     A* out = data + block_begin * depth + k * height + (row - block_begin);
     if (n == kLanes<A>) {
 #pragma GCC unroll 16
@@ -75,11 +83,11 @@ struct GateWeight {
     for (int g = first; g < last; ++g)
       panel_product<A>(height, a, panel(b, g), depth, out + g * block, gates * block, false);
   }
-  // ... or from rows in place.
+  // ... or from rows in place, split where W is bf16.
   template <class S>
   SEQKERN_INLINE void dot(const S* a, index_t lda, index_t count, index_t b, int first, int last, A* out) const {
     for (int g = first; g < last; ++g)
-      dot_product(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
+      dot_blocks<(kDotParts<W> > 1)>(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
   }
 };
 

@@ -42,7 +42,7 @@ class ForwardLayer {
         input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block},
         hidden{static_cast<const W*>(p.weight_hh), H, S, G, block},
         projection{static_cast<const W*>(p.weight_hr), S, H, 1, block},
-        state{Operand<A>(N, S), Operand<A>(N, S)},
+        state{Operand<A, W>(N, S), Operand<A, W>(N, S)},
         full(N, H) {}
 
   void run() {
@@ -60,16 +60,27 @@ class ForwardLayer {
     bool pack = packs(N);
     index_t wanted = std::clamp<index_t>((index_t(1) << 17) / std::max<index_t>(p.input_size, 1), 32, 512);
     chunk = std::clamp<index_t>(wanted / N, 1, std::max<index_t>(p.seq_len, 1));
-    for (auto& s : state) s.data = job.take<A>(s.size());
+    for (auto& s : state) {
+      s.data = job.take<A>(s.size());
+      if (kDotParts<W> > 1) s.clear_gaps();
+    }
     bias = job.take<A>(hidden.blocks() * G * block);
     gate_sums = job.take<A>(chunk * N * hidden.blocks() * G * block);
     if (pack) {
       input.packed = job.take<A>(input.packed_size());
       hidden.packed = job.take<A>(hidden.packed_size());
       packed_x = job.take<A>(threads * chunk * N * p.input_size);
+    } else if (kDotParts<W> > 1) {
+      split_x = Operand<A, W>(chunk * N, p.input_size);
+      split_x.packed = false;
+      split_x.data = job.take<A>(threads * split_x.size());
+      std::memset(split_x.data, 0, std::size_t(threads * split_x.size()) * sizeof(A));
     }
     products = job.take<A>(threads * N * G * block);
-    if (p.proj_size || Cell::kLate) full.data = job.take<A>(full.size());
+    if (p.proj_size || Cell::kLate) {
+      full.data = job.take<A>(full.size());
+      if (kDotParts<W> > 1) full.clear_gaps();
+    }
     if (p.proj_size && pack) projection.packed = job.take<A>(projection.packed_size());
     cell.take(job);
   }
@@ -128,7 +139,13 @@ class ForwardLayer {
     index_t I = p.input_size, rows = count * N;
     const T* x = static_cast<const T*>(p.x) + (p.reverse ? p.seq_len - s - count : s) * N * I;
     if (!packs(N)) {
-      for (index_t b = own.begin; b < own.end; ++b) input.dot(x, I, rows, b, 0, G, sums(b, 0));
+      if constexpr (kDotParts<W> == 1) {
+        for (index_t b = own.begin; b < own.end; ++b) input.dot(x, I, rows, b, 0, G, sums(b, 0));
+      } else {
+        A* split = split_x.data + rank * split_x.size();
+        split_rows<W>(rows, x, I, split, split_x.stride());
+        for (index_t b = own.begin; b < own.end; ++b) input.dot(split, split_x.stride(), rows, b, 0, G, sums(b, 0));
+      }
       return;
     }
     A* packed = packed_x + rank * chunk * N * I;
@@ -147,8 +164,8 @@ class ForwardLayer {
   // f(block of units, first row, rows) over own blocks and row blocks, each with gates [first, last) of
   // a W' in `out`; direction alternates with the step.
   template <class F>
-  SEQKERN_INLINE void products_of(const Operand<A>& a, const GateWeight<A, W>& w, Range own, bool backwards, int first,
-                                  int last, A* out, F f) {
+  SEQKERN_INLINE void products_of(const Operand<A, W>& a, const GateWeight<A, W>& w, Range own, bool backwards,
+                                  int first, int last, A* out, F f) {
     RowBlocks blocks(N);
     for (index_t i = own.begin; i < own.end; ++i) {
       index_t b = backwards ? own.begin + own.end - 1 - i : i;
@@ -179,7 +196,7 @@ class ForwardLayer {
   index_t chunk_steps(index_t s) const { return std::min(chunk, p.seq_len - s / chunk * chunk); }
 
   void step(index_t s, int rank, Range own, Range own_state, Barrier& barrier) {
-    const Operand<A>&now = state[s & 1], &next = state[(s + 1) & 1];
+    const Operand<A, W>&now = state[s & 1], &next = state[(s + 1) & 1];
     A* out = products + rank * N * G * block;
     bool backwards = s & 1;
     index_t t = time(s);
@@ -221,7 +238,7 @@ class ForwardLayer {
   }
 
   // The new state of a row: into y, h_n and the operand of the next step. A row that is over keeps its state.
-  SEQKERN_INLINE void finish(Site at, index_t begin, int height, V h, bool on, const Operand<A>& next) {
+  SEQKERN_INLINE void finish(Site at, index_t begin, int height, V h, bool on, const Operand<A, W>& next) {
     T* last = h_n() + at.n * S + at.u;
     if (p.y) store_n(static_cast<T*>(p.y) + (at.t * N + at.n) * S + at.u, on ? h : V{}, at.lanes);
     if (on) store_n(last, h, at.lanes);
@@ -233,7 +250,7 @@ class ForwardLayer {
   Cell cell;
   index_t N, H, S, block;
   GateWeight<A, W> input, hidden, projection;
-  Operand<A> state[2], full;
+  Operand<A, W> state[2], full, split_x{0, 0};
   index_t chunk = 1;
   A *bias = nullptr, *gate_sums = nullptr, *packed_x = nullptr, *products = nullptr;
 };

@@ -151,6 +151,25 @@ SEQKERN_INLINE void store_n(bf16* p, Vec<float> v, int n) {
 }
 #endif
 
+// Twice as many bf16 values as a register has lanes, two to a lane; split_pairs widens the first of each pair and
+// the second, with one operation each.
+SEQKERN_INLINE VecU load_pairs(const bf16* p) {
+  VecU v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+#if defined(__AVX512F__)
+SEQKERN_INLINE VecU load_pairs_n(const bf16* p, int n) {
+  return bit_cast<VecU>(_mm512_maskz_loadu_epi16(__mmask32((std::uint64_t(1) << n) - 1), p));
+}
+#else
+SEQKERN_INLINE VecU load_pairs_n(const bf16* p, int n) { return load_part<VecU>(p, n); }
+#endif
+SEQKERN_INLINE void split_pairs(VecU v, Vec<float>& first, Vec<float>& second) {
+  first = bit_cast<Vec<float>>(v << 16);
+  second = bit_cast<Vec<float>>(v & 0xffff0000u);
+}
+
 // ---- lane arithmetic ----
 
 template <class V>
