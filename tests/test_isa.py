@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import numpy as np
 import pytest
@@ -25,6 +26,30 @@ def test_available_isas() -> None:
 def test_environment_caps_the_isa(name: str) -> None:
     code = "from seqkern import _cpu; print(_cpu.active_isa())"
     assert run_python(code, SEQKERN_ISA=name) == name
+
+
+@pytest.mark.parametrize("name", ["sse", "AVX2", "avx2 "])
+def test_unknown_isa_in_the_environment_is_refused(name: str) -> None:
+    """At the first call, with the names that would do; importing is still fine."""
+    code = (
+        "import numpy as np, seqkern\n"
+        "try: seqkern.softmax(np.zeros((1, 2)))\n"
+        "except ValueError as error: print(error)\n"
+    )
+    shown = run_python(code, SEQKERN_ISA=name)
+    assert shown.startswith("SEQKERN_ISA must be one of ") and shown.endswith(f", got '{name}'")
+
+
+def test_empty_isa_in_the_environment_is_none() -> None:
+    code = "from seqkern import _cpu; print(_cpu.active_isa())"
+    assert run_python(code, SEQKERN_ISA="") == _cpu.available_isas()[-1]
+
+
+def test_isa_beyond_the_machine_caps_at_its_best() -> None:
+    """A known name that this machine or build lacks is a cap like any other."""
+    best = {"x86_64": "amx", "AMD64": "amx", "aarch64": "neon", "arm64": "neon"}.get(platform.machine(), "scalar")
+    code = "from seqkern import _cpu; print(_cpu.active_isa())"
+    assert run_python(code, SEQKERN_ISA=best) == _cpu.available_isas()[-1]
 
 
 @pytest.mark.skipif("SEQKERN_ISA" in os.environ, reason="SEQKERN_ISA caps the ISA of this run")

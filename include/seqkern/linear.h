@@ -23,6 +23,7 @@ struct LinearForward {
   Fused fused;
   const void* residual = nullptr;
   void* z = nullptr;
+  Precision precision = Precision::highest;
 };
 
 struct LinearBackward {
@@ -32,6 +33,7 @@ struct LinearBackward {
   void *dx = nullptr, *dweight = nullptr, *dbias = nullptr;
   Fused fused;
   const void* z = nullptr;
+  Precision precision = Precision::highest;
 };
 
 struct LinearInt8 {

@@ -26,6 +26,7 @@ namespace seqkern {
 struct RecurrentInputs {
   DType dtype = DType::f32, weight_dtype = DType::f32;
   index_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0, proj_size = 0;
+  Precision precision = Precision::highest;
   bool reverse = false;
   bool relu = false;        // RNN
   bool reset_after = true;  // GRU

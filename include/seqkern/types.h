@@ -9,6 +9,10 @@ using index_t = std::int64_t;
 
 enum class DType : std::uint8_t { f32, f64, bf16, f16 };
 
+// How far a matrix product may be off, relative to the sum of |a||b| over its K terms: gamma_K, 3 * 2^-18 + gamma_K
+// or 2^-8 + gamma_K. Where there is no faster way the more accurate one runs.
+enum class Precision : std::uint8_t { highest, high, medium };
+
 // Storage only: all arithmetic is done in fp32 after load<T> and before store<T>.
 struct bf16 {
   std::uint16_t bits;

@@ -160,6 +160,14 @@ void expect_shape(const char* op, const char* name, const Shape& got, const Shap
     throw py::value_error(describe(op, name) + " must be " + meaning + shape_text(want) + ", got " + shape_text(got));
 }
 
+Precision as_precision(const char* op, std::string_view name) {
+  if (name == "highest") return Precision::highest;
+  if (name == "high") return Precision::high;
+  if (name == "medium") return Precision::medium;
+  throw py::value_error(describe(op, "precision") + " must be 'highest', 'high' or 'medium', got '" +
+                        std::string(name) + "'");
+}
+
 py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape) { return empty(dtype, Shape(shape)); }
 py::array empty(const py::dtype& dtype, const Shape& shape) {
   count_allocation();

@@ -7,6 +7,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cpu/thread_pool.h"
@@ -96,6 +97,8 @@ template <class A>
 void expect_shape(const char* op, const char* name, const A& a, const Shape& want, const char* meaning = "") {
   expect_shape(op, name, shape_of(a), want, meaning);
 }
+
+Precision as_precision(const char* op, std::string_view name);
 
 py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape);
 py::array empty(const py::dtype& dtype, const Shape& shape);

@@ -56,7 +56,7 @@ index_t rows_of(const Array& x) {
 
 // (y, z), z being None unless it is wanted for backward.
 py::tuple linear_forward(py::handle x_, py::handle weight_, py::handle bias_, py::handle activation,
-                         py::handle residual_, py::handle out, bool keep_z) {
+                         py::handle residual_, py::handle out, bool keep_z, std::string_view precision) {
   const char* op = "linear";
   Array x(op, "x", x_), weight(op, "weight", weight_), bias(op, "bias", bias_, true),
       residual(op, "residual", residual_, true);
@@ -69,6 +69,7 @@ py::tuple linear_forward(py::handle x_, py::handle weight_, py::handle bias_, py
   py::object z = py::none();
   LinearForward p{x.dtype(),     weight.dtype(),          rows_of(x),       weight.size(1), weight.size(0),  x.data(),
                   weight.data(), bias.accumulator_data(), y.mutable_data(), fused,          residual.data(), nullptr};
+  p.precision = as_precision(op, precision);
   if (keep_z && fused.activates) {
     py::array kept = empty(x.numpy_dtype(), shape);
     p.z = kept.mutable_data();
@@ -79,7 +80,7 @@ py::tuple linear_forward(py::handle x_, py::handle weight_, py::handle bias_, py
 }
 
 py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, bool with_bias, py::handle activation,
-                          py::handle z_) {
+                          py::handle z_, std::string_view precision) {
   const char* op = "linear";
   Fused fused = as_fused(op, activation);
   Array x(op, "x", x_), weight(op, "weight", weight_), dy(op, "dy", dy_), z(op, "z", z_, !fused.activates);
@@ -90,9 +91,13 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, boo
   py::dtype type = numpy_dtype(accumulator(x.dtype()));
   py::array dx = empty(x.numpy_dtype(), shape_of(x)), dweight = empty(type, shape_of(weight));
   py::object dbias = py::none();
-  LinearBackward p{x.dtype(), weight.dtype(), rows_of(x), weight.size(1),    weight.size(0),
-                   x.data(),  weight.data(),  dy.data(),  dx.mutable_data(), dweight.mutable_data(),
-                   nullptr,   fused,          z.data()};
+  LinearBackward p{x.dtype(),         weight.dtype(),
+                   rows_of(x),        weight.size(1),
+                   weight.size(0),    x.data(),
+                   weight.data(),     dy.data(),
+                   dx.mutable_data(), dweight.mutable_data(),
+                   nullptr,           fused,
+                   z.data(),          as_precision(op, precision)};
   if (with_bias) {
     py::array b = empty(type, {weight.size(0)});
     p.dbias = b.mutable_data();

@@ -83,7 +83,8 @@ struct Layer {
   }
 
   template <class Params>
-  void fill(Params& p) {
+  void fill(Params& p, std::string_view precision) {
+    p.precision = as_precision(op, precision);
     p.dtype = x.dtype();
     p.weight_dtype = weight_ih.dtype();
     p.seq_len = T, p.batch = N, p.input_size = I, p.hidden_size = H, p.proj_size = weight_hr ? S : 0;
@@ -104,9 +105,10 @@ struct Layer {
 void* pointer(py::array& a) { return a.mutable_data(); }
 
 // (y or None for a cell, h_n, c_n or None, gates or None, cells or hidden_n or None)
-py::tuple forward(Layer& layer, void (*kernel)(const RecurrentForward&), bool flag, bool reverse, bool save) {
+py::tuple forward(Layer& layer, void (*kernel)(const RecurrentForward&), bool flag, bool reverse, bool save,
+                  std::string_view precision) {
   RecurrentForward p;
-  layer.fill(p);
+  layer.fill(p, precision);
   p.reverse = reverse;
   (layer.kind == Kind::rnn ? p.relu : p.reset_after) = flag;
   py::object y = py::none(), c_n = py::none(), gates = py::none(), extra = py::none();
@@ -163,9 +165,10 @@ struct Incoming {
 };
 
 // (dx, dh0, dc0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dweight_hr, dpeephole), None where absent
-py::tuple backward(Layer& l, Incoming& in, void (*kernel)(const RecurrentBackward&), bool flag, bool reverse) {
+py::tuple backward(Layer& l, Incoming& in, void (*kernel)(const RecurrentBackward&), bool flag, bool reverse,
+                   std::string_view precision) {
   RecurrentBackward p;
-  l.fill(p);
+  l.fill(p, precision);
   p.reverse = reverse;
   (l.kind == Kind::rnn ? p.relu : p.reset_after) = flag;
   p.y = in.y.data(), p.gates = in.gates.data(), p.dy = in.dy.data(), p.dh_n = in.dh_n.data();
@@ -202,17 +205,18 @@ void define(py::module_& m, const char* op, void (*fwd)(const RecurrentForward&)
   m.def((std::string(op) + "_forward").c_str(),
         [op, fwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
                   py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
-                  bool save) {
+                  bool save, std::string_view precision) {
           Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
-          return forward(l, fwd, flag, reverse, save);
+          return forward(l, fwd, flag, reverse, save, precision);
         });
   m.def((std::string(op) + "_backward").c_str(),
         [op, bwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
                   py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
-                  py::handle y, py::handle gates, py::handle extra, py::handle dy, py::handle dh_n, py::handle dc_n) {
+                  py::handle y, py::handle gates, py::handle extra, py::handle dy, py::handle dh_n, py::handle dc_n,
+                  std::string_view precision) {
           Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
           Incoming in(l, flag, y, gates, extra, dy, dh_n, dc_n);
-          return backward(l, in, bwd, flag, reverse);
+          return backward(l, in, bwd, flag, reverse, precision);
         });
 }
 

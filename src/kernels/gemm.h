@@ -44,6 +44,11 @@ void pack_right(const Matrix<S>& b, index_t column, index_t columns, index_t k, 
 }
 
 template <class SA, class SB, class SC>
+class Gemm;
+template <class SA, class SB, class SC>
+bool on_tiles(const Gemm<SA, SB, SC>& g, Job& job);  // tile_gemm.h
+
+template <class SA, class SB, class SC>
 class Gemm {
   using A = acc_t<SC>;
   static constexpr int L = kLanes<A>, P = kPanel<A>;
@@ -57,6 +62,7 @@ class Gemm {
   index_t ldc;
   Epilogue<SC> epilogue;
   bool accumulate;
+  Precision precision = Precision::highest;
 
   Gemm(index_t rows_, index_t columns_, index_t depth_, Matrix<SA> a_, Matrix<SB> b_, SC* c_, index_t ldc_,
        const A* bias = nullptr, bool accumulate_ = false)
@@ -69,8 +75,13 @@ class Gemm {
     return *this;
   }
 
+  Gemm& in(Precision mode) {
+    precision = mode;
+    return *this;
+  }
+
   void run(Job& job) {
-    if (rows <= 0 || columns <= 0) return;
+    if (rows <= 0 || columns <= 0 || on_tiles(*this, job)) return;
     int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
     choose_grid(threads);
     RowBlocks blocks(rows);
@@ -201,3 +212,5 @@ void row_product(index_t rows, const A* a, const W* w, index_t ldw, index_t dept
 }
 
 }  // namespace seqkern::SEQKERN_ISA
+
+#include "tile_gemm.h"

@@ -2,13 +2,15 @@
 //
 // Two ways to multiply, chosen by the batch size alone so that chunks of a sequence equal the whole bit for
 // bit: below kPackRows rows the weights are read where they lie (dot.h), from there on they are packed once
-// per call and multiplied in register tiles (tile.h).
+// per call and multiplied in register tiles (tile.h), or on the matrix unit where mode and sizes ask for it
+// (tile_layer.h).
 #pragma once
 #include "cpu/thread_pool.h"
 #include "dot.h"
 #include "seqkern/recurrent.h"
 #include "simd/math.h"
 #include "tile.h"
+#include "tile_layer.h"
 #include "types_cpu.h"
 
 namespace seqkern::SEQKERN_ISA {
@@ -29,14 +31,22 @@ struct Operand {
   index_t rows, depth;
   bool packed;
   A* data = nullptr;
+  TileRows tiles;  // in use when it has parts
 
-  Operand(index_t rows_, index_t depth_) : rows(rows_), depth(depth_), packed(packs(rows_)) {}
+  Operand(index_t rows_, index_t depth_, int parts = 0)
+      : rows(rows_), depth(depth_), packed(packs(rows_) && !parts), tiles{rows, depth, parts} {}
+  void take(Job& job) {
+    data = job.take<A>(size());
+    if (tiles.parts) tiles.take(job);
+  }
   index_t stride() const { return round_up(depth, 16) + 16; }
   index_t size() const { return packed ? rows * depth : rows * stride(); }
   RowBlocks blocks() const { return RowBlocks(rows); }
 
   // values k .. k+n of one row
   SEQKERN_INLINE void put(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, int n) const {
+    if constexpr (std::is_same_v<A, float>)
+      if (tiles.parts) tiles.put(row, k, v, n);
     if (!packed) return store_n(data + row * stride() + k, v, n);
     A flat[kLanes<A>];
     store(flat, v);
@@ -58,7 +68,13 @@ struct GateWeight {
   int gates;
   index_t block;        // unit_block
   A* packed = nullptr;  // [blocks, gates, depth, panel]
+  TilePanels tiles{};   // instead, when it has parts
 
+  void take(Job& job, int parts) {
+    tiles.depth = depth, tiles.parts = parts;
+    if (parts) tiles.take(job, blocks() * gates);
+    else packed = job.take<A>(packed_size());
+  }
   index_t blocks() const { return ceil_div(units, block); }
   index_t packed_size() const { return blocks() * gates * depth * kPanel<A>; }
   int width(index_t b) const { return int(units - b * block < block ? units - b * block : block); }
@@ -67,13 +83,29 @@ struct GateWeight {
 
   void pack(Range own) const {
     for (index_t b = own.begin; b < own.end; ++b)
-      for (int g = 0; g < gates; ++g) pack_panel_transposed(rows(b, g), depth, width(b), depth, panel(b, g));
+      for (int g = 0; g < gates; ++g)
+        if (tiles.parts) tiles.pack<true>(b * gates + g, rows(b, g), depth, 1, width(b));
+        else pack_panel_transposed(rows(b, g), depth, width(b), depth, panel(b, g));
   }
 
   // Gates [first, last) of block b: out[row][gate][block] over `count` rows from a packed row block ...
   SEQKERN_INLINE void packed_product(const A* a, int height, index_t b, int first, int last, A* out) const {
     for (int g = first; g < last; ++g)
       panel_product<A>(height, a, panel(b, g), depth, out + g * block, gates * block, false);
+  }
+  // ... from a panel of rows on the matrix unit (`raw`: those rows as they are) ...
+  template <class S>
+  void tile_product(const TileRows& a, index_t panel, bool wide, const S* raw, index_t lda, index_t b, int first,
+                    int last, A* out) const {
+    index_t height = std::min(kTilePanel, a.rows - panel * kTilePanel);
+    if constexpr (std::is_same_v<A, float>)
+      for (int g = first; g < last; ++g)
+        layer_product(a, panel, height, wide, tiles, b * gates + g, width(b), out + g * block, gates * block,
+                      [&](index_t m, index_t j) {
+                        A sum;
+                        dot_product(1, raw + m * lda, lda, rows(b, g) + j * depth, depth, 1, depth, &sum, 1);
+                        return sum;
+                      });
   }
   // ... or from rows in place.
   template <class S>

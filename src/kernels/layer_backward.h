@@ -31,7 +31,10 @@ class BackwardLayer {
         H(p.hidden_size),
         S(p.state_size()),
         rows(p.seq_len * N),
-        block(packs(N) ? kPanel<A> : L),
+        split(layer_parts<A, W>(params)),
+        block(split      ? kTilePanel
+              : packs(N) ? kPanel<A>
+                         : L),
         shared{operand(kEarly * H), operand(kEarly * H)},
         late(operand(p.proj_size ? S : H)) {}
 
@@ -52,21 +55,22 @@ class BackwardLayer {
     const W* raw;
     index_t depth, columns;
     A* packed = nullptr;
+    TilePanels tiles{};
   };
 
   Operand<A> operand(index_t depth) const {
-    Operand<A> o(N, depth);
-    o.packed = true;  // k-major at every batch size: row_product reads it so
+    Operand<A> o(N, depth, split.a);
+    o.packed = !split;  // k-major at every batch size: row_product reads it so
     return o;
   }
 
   void take(Job& job, int threads) {
-    for (auto& s : shared) s.data = job.take<A>(s.size());
+    for (auto& s : shared) s.take(job);
     dgates = job.take<A>(rows * X * H);
     dbias = job.take<A>(X * H);
     dstate = job.take<A>(N * S);
     products = job.take<A>(threads * std::max<index_t>(N, 1) * (packs(N) ? kPanel<A> : std::max(H, S) + L));
-    if (p.proj_size || Cell::kLate) late.data = job.take<A>(late.size());
+    if (p.proj_size || Cell::kLate) late.take(job);
     if (p.proj_size) {
       dprojected = job.take<A>(rows * S);
       unprojected = job.take<A>(rows * H);
@@ -75,7 +79,12 @@ class BackwardLayer {
     hidden = {static_cast<const W*>(p.weight_hh), kEarly * H, S};
     if (p.proj_size) before = {static_cast<const W*>(p.weight_hr), S, H};
     if (Cell::kLate) before = {static_cast<const W*>(p.weight_hh) + kEarly * H * S, H, H};
-    if (packs(N)) {
+    for (auto w : {&hidden, &before})
+      if (split && w->raw) {
+        w->tiles.depth = w->depth, w->tiles.parts = split.b;
+        w->tiles.take(job, ceil_div(w->columns, block));
+      }
+    if (packs(N) && !split) {
       hidden.packed = job.take<A>(ceil_div(S, block) * hidden.depth * kPanel<A>);
       if (before.raw) before.packed = job.take<A>(ceil_div(H, block) * before.depth * kPanel<A>);
     }
@@ -84,8 +93,10 @@ class BackwardLayer {
 
   void pack(const Columns& w, Range own) const {
     for (index_t b = own.begin; b < own.end; ++b)
-      pack_panel(w.raw + b * block, w.columns, std::min(block, w.columns - b * block), w.depth,
-                 w.packed + b * w.depth * kPanel<A>);
+      if (split) w.tiles.template pack<false>(b, w.raw + b * block, 1, w.columns, w.columns - b * block);
+      else
+        pack_panel(w.raw + b * block, w.columns, std::min(block, w.columns - b * block), w.depth,
+                   w.packed + b * w.depth * kPanel<A>);
   }
 
   void walk(int rank, int threads, Barrier& barrier) {
@@ -94,6 +105,7 @@ class BackwardLayer {
       pack(hidden, own_state);
       if (before.raw) pack(before, own);
     }
+    TileScope scope{bool(split)};
     auto dh_n = static_cast<const T*>(p.dh_n);
     for_units(own_state, S, [&](index_t n, index_t, int, index_t u, int lanes) {
       store_n(dstate + n * S + u, load_or_zero(dh_n, n * S + u, lanes), lanes);
@@ -144,6 +156,8 @@ class BackwardLayer {
         }
       return;
     }
+    if constexpr (std::is_same_v<A, float>)
+      if (split) return tile_products_of(a, w, own, backwards, f);
     for (index_t i = own.begin; i < own.end; ++i) {
       index_t b = backwards ? own.begin + own.end - 1 - i : i;
       for (index_t r = 0; r < blocks.count; ++r) {
@@ -154,6 +168,28 @@ class BackwardLayer {
           for (index_t u = b * block; u < std::min((b + 1) * block, w.columns); u += L)
             f(begin + m, begin, blocks.height(r), u, int(std::min<index_t>(L, w.columns - u)),
               load(out + m * kPanel<A> + u - b * block));
+      }
+    }
+  }
+
+  template <class F>
+  void tile_products_of(const Operand<A>& a, const Columns& w, Range own, bool backwards, F f) {
+    float out[kTilePanel * kTilePanel];
+    bool wide = a.tiles.wide();
+    for (index_t i = own.begin; i < own.end; ++i) {
+      index_t b = backwards ? own.begin + own.end - 1 - i : i, column = b * block;
+      index_t width = std::min(block, w.columns - column);
+      for (index_t r = 0; r < a.tiles.panels(); ++r) {
+        index_t begin = r * kTilePanel, height = std::min(kTilePanel, N - begin);
+        layer_product(a.tiles, r, height, wide, w.tiles, b, width, out, kTilePanel, [&](index_t m, index_t j) {
+          float sum;
+          row_product(1, a.data + (begin + m) * a.stride(), w.raw + column + j, w.columns, w.depth, 1, &sum, 1);
+          return sum;
+        });
+        for (index_t m = 0; m < height; ++m)
+          for (index_t j = 0; j < width; j += L)
+            f(begin + m, begin, int(height), column + j, int(std::min<index_t>(L, width - j)),
+              load(out + m * kTilePanel + j));
       }
     }
   }
@@ -241,9 +277,11 @@ class BackwardLayer {
     if (p.dx)
       Gemm<A, W, T>(rows, I, G * H, {dgates, XH, 1}, {static_cast<const W*>(p.weight_ih), I, 1}, static_cast<T*>(p.dx),
                     I)
+          .in(p.precision)
           .run(job);
     if (p.dweight_ih)
       Gemm<A, T, A>(G * H, I, rows, transposed(dgates, 0), {live_input(job), I, 1}, static_cast<A*>(p.dweight_ih), I)
+          .in(p.precision)
           .run(job);
     if (p.dweight_hh) {
       if constexpr (X > G) {
@@ -255,10 +293,13 @@ class BackwardLayer {
       if constexpr (Cell::kLate)
         Gemm<A, A, A>(H, H, rows, transposed(dgates, G - 1), {reset_h, H, 1},
                       static_cast<A*>(p.dweight_hh) + kEarly * H * S, S)
+            .in(p.precision)
             .run(job);
     }
     if (p.dweight_hr)
-      Gemm<A, A, A>(S, H, rows, {dprojected, 1, S}, {unprojected, H, 1}, static_cast<A*>(p.dweight_hr), H).run(job);
+      Gemm<A, A, A>(S, H, rows, {dprojected, 1, S}, {unprojected, H, 1}, static_cast<A*>(p.dweight_hr), H)
+          .in(p.precision)
+          .run(job);
   }
 
   // x with zeros past every row's length: its gradient there is 0, but 0 times a NaN in the padding is not.
@@ -282,7 +323,7 @@ class BackwardLayer {
     index_t XH = X * H, steps = std::max<index_t>(rows - N, 0);
     const A* d = dgates + from * H + (p.reverse ? 0 : N * XH);
     const T* y = static_cast<const T*>(p.y) + (p.reverse ? N * S : 0);
-    Gemm<A, T, A>(count * H, S, steps, {d, 1, XH}, {y, S, 1}, out, S).run(job);
+    Gemm<A, T, A>(count * H, S, steps, {d, 1, XH}, {y, S, 1}, out, S).in(p.precision).run(job);
     if (!p.h0 || rows == 0) return;
     A* first = job.take<A>(N * count * H);
     for (index_t n = 0; n < N; ++n) {
@@ -291,12 +332,15 @@ class BackwardLayer {
       else std::fill_n(first + n * count * H, count * H, A{});
     }
     Gemm<A, T, A>(count * H, S, N, {first, 1, count * H}, {static_cast<const T*>(p.h0), S, 1}, out, S, nullptr, true)
+        .in(p.precision)
         .run(job);
   }
 
   const RecurrentBackward& p;
   Cell cell;
-  index_t N, H, S, rows, block;
+  index_t N, H, S, rows;
+  Parts split;
+  index_t block;
   Operand<A> shared[2], late;
   Columns hidden{}, before{};
   A *dgates = nullptr, *dbias = nullptr, *dstate = nullptr, *products = nullptr;

@@ -38,12 +38,14 @@ class ForwardLayer {
         N(p.batch),
         H(p.hidden_size),
         S(p.state_size()),
-        block(unit_block<A>(N)),
+        split(layer_parts<T, W>(params)),
+        inner(layer_parts<A, W>(params)),
+        block(on_tiles() ? kTilePanel : unit_block<A>(N)),
         input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block},
         hidden{static_cast<const W*>(p.weight_hh), H, S, G, block},
         projection{static_cast<const W*>(p.weight_hr), S, H, 1, block},
-        state{Operand<A>(N, S), Operand<A>(N, S)},
-        full(N, H) {}
+        state{Operand<A>(N, S, on_tiles() ? split.a : 0), Operand<A>(N, S, on_tiles() ? split.a : 0)},
+        full(N, H, on_tiles() ? inner.a : 0) {}
 
   void run() {
     if (N == 0 || S == 0) return;
@@ -56,21 +58,26 @@ class ForwardLayer {
   }
 
  private:
+  // All products of the layer or none.
+  bool on_tiles() const { return split && (inner || !(p.proj_size || Cell::kLate)); }
+
   void take(Job& job, int threads) {
     bool pack = packs(N);
     index_t wanted = std::clamp<index_t>((index_t(1) << 17) / std::max<index_t>(p.input_size, 1), 32, 512);
     chunk = std::clamp<index_t>(wanted / N, 1, std::max<index_t>(p.seq_len, 1));
-    for (auto& s : state) s.data = job.take<A>(s.size());
+    for (auto& s : state) s.take(job);
     bias = job.take<A>(hidden.blocks() * G * block);
     gate_sums = job.take<A>(chunk * N * hidden.blocks() * G * block);
     if (pack) {
-      input.packed = job.take<A>(input.packed_size());
-      hidden.packed = job.take<A>(hidden.packed_size());
-      packed_x = job.take<A>(threads * chunk * N * p.input_size);
+      int parts = on_tiles() ? split.b : 0;
+      input.take(job, parts);
+      hidden.take(job, parts);
+      if (p.proj_size) projection.take(job, parts);
+      if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
+      else packed_x = job.take<A>(threads * chunk * N * p.input_size);
     }
     products = job.take<A>(threads * N * G * block);
-    if (p.proj_size || Cell::kLate) full.data = job.take<A>(full.size());
-    if (p.proj_size && pack) projection.packed = job.take<A>(projection.packed_size());
+    if (p.proj_size || Cell::kLate) full.take(job);
     cell.take(job);
   }
 
@@ -81,6 +88,7 @@ class ForwardLayer {
       hidden.pack(own);
       if (p.proj_size) projection.pack(own_state);
     }
+    TileScope scope(on_tiles());
     start(own, own_state);
     barrier.wait();
     for (index_t s = 0; s < p.seq_len; ++s) {
@@ -131,6 +139,7 @@ class ForwardLayer {
       for (index_t b = own.begin; b < own.end; ++b) input.dot(x, I, rows, b, 0, G, sums(b, 0));
       return;
     }
+    if (on_tiles()) return project_tiles(x, rows, rank, own);
     A* packed = packed_x + rank * chunk * N * I;
     RowBlocks blocks(rows);
     for (index_t i = 0; i < blocks.count; ++i)
@@ -139,6 +148,17 @@ class ForwardLayer {
       for (int g = 0; g < G; ++g)
         for (index_t i = 0; i < blocks.count; ++i)
           input.packed_product(packed + blocks.begin(i) * I, blocks.height(i), b, g, g + 1, sums(b, blocks.begin(i)));
+  }
+
+  void project_tiles(const T* x, index_t rows, int rank, Range own) {
+    index_t I = p.input_size;
+    TileRows a{rows, I, split.a, tiled_x + rank * TileRows{chunk * N, I, split.a}.size()};
+    for (index_t i = 0; i < a.panels(); ++i)
+      pack_tiles<true, true>(x + i * kTilePanel * I, I, 1, rows - i * kTilePanel, I, a.parts, a.panel(i));
+    bool wide = !kPlainTiles<T, W> && a.wide();
+    for (index_t b = own.begin; b < own.end; ++b)
+      for (index_t i = 0; i < a.panels(); ++i)
+        input.tile_product(a, i, wide, x + i * kTilePanel * I, I, b, 0, G, sums(b, i * kTilePanel));
   }
 
   A* sums(index_t b, index_t row) const { return gate_sums + (b * chunk * N + row) * G * block; }
@@ -150,8 +170,17 @@ class ForwardLayer {
   SEQKERN_INLINE void products_of(const Operand<A>& a, const GateWeight<A, W>& w, Range own, bool backwards, int first,
                                   int last, A* out, F f) {
     RowBlocks blocks(N);
+    bool wide = a.tiles.parts && (sizeof(T) == sizeof(A) || &a == &full) && a.tiles.wide();
     for (index_t i = own.begin; i < own.end; ++i) {
       index_t b = backwards ? own.begin + own.end - 1 - i : i;
+      if (a.tiles.parts) {
+        for (index_t r = 0; r < a.tiles.panels(); ++r) {
+          index_t begin = r * kTilePanel;
+          w.tile_product(a.tiles, r, wide, a.data + begin * a.stride(), a.stride(), b, first, last, out);
+          f(b, begin, int(std::min(kTilePanel, N - begin)));
+        }
+        continue;
+      }
       if (!a.packed) {
         w.dot(a.data, a.stride(), N, b, first, last, out);
         f(b, 0, int(N));
@@ -231,11 +260,14 @@ class ForwardLayer {
 
   const RecurrentForward& p;
   Cell cell;
-  index_t N, H, S, block;
+  index_t N, H, S;
+  Parts split, inner;  // of x and h with W, of r h or the unprojected h with W
+  index_t block;
   GateWeight<A, W> input, hidden, projection;
   Operand<A> state[2], full;
   index_t chunk = 1;
   A *bias = nullptr, *gate_sums = nullptr, *packed_x = nullptr, *products = nullptr;
+  Half* tiled_x = nullptr;
 };
 
 }  // namespace seqkern::SEQKERN_ISA

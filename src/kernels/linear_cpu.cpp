@@ -11,11 +11,12 @@ namespace {
 
 // y = epilogue(x W'), W stored [O, I].
 template <class T, class W>
-void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y, const Epilogue<T>& epilogue) {
+void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y, const Epilogue<T>& epilogue,
+             Precision precision = Precision::highest) {
   using A = acc_t<T>;
   constexpr int L = kLanes<A>;
   Job job;
-  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O).then(epilogue).run(job);
+  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O).then(epilogue).in(precision).run(job);
   auto body = [&](int rank, int threads, Barrier&) {
     Range own = share(ceil_div(O, L), rank, threads);
     for (index_t b = own.begin; b < own.end; ++b) {
@@ -35,7 +36,7 @@ void forward(const LinearForward& p) {
   Epilogue<T> epilogue{static_cast<const A*>(p.bias), nullptr, p.fused, static_cast<const T*>(p.residual),
                        static_cast<T*>(p.z)};
   product(p.rows, p.in_features, p.out_features, static_cast<const T*>(p.x), static_cast<const W*>(p.weight),
-          static_cast<T*>(p.y), epilogue);
+          static_cast<T*>(p.y), epilogue, p.precision);
 }
 
 template <class T>
@@ -76,7 +77,8 @@ void backward(const LinearBackward& p) {
   auto dy = static_cast<const T*>(p.dy);
   Job job;
   if (p.fused.activates) dy = through_activation(job, p, dy);
-  if (p.dx && packs(M)) Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).run(job);
+  if (p.dx && packs(M))
+    Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).in(p.precision).run(job);
   if (p.dx && !packs(M)) {
     A* columns = job.take<A>(O * M);
     for (index_t m = 0; m < M; ++m)
@@ -91,7 +93,7 @@ void backward(const LinearBackward& p) {
     };
     job.run(threads_for(double(M * O) * double(I), kThreadGrain), body);
   }
-  if (p.dweight) Gemm<T, T, A>(O, I, M, {dy, 1, O}, {x, I, 1}, static_cast<A*>(p.dweight), I).run(job);
+  if (p.dweight) Gemm<T, T, A>(O, I, M, {dy, 1, O}, {x, I, 1}, static_cast<A*>(p.dweight), I).in(p.precision).run(job);
   if (p.dbias) {
     auto dbias = static_cast<A*>(p.dbias);
     auto body = [&](int rank, int threads, Barrier&) {

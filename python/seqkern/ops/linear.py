@@ -64,8 +64,8 @@ def linear(
     result and x's dtype. Bias, activation and residual are applied to a block of the product while it is in L1, so
     they cost no pass over memory. An `out` must be contiguous and writable and may overlap no argument.
     """
-    check_precision("linear", precision)
-    return _cpu.linear_forward(x, weight, bias, activation, residual, out, False)[0]
+    mode = check_precision("linear", precision)
+    return _cpu.linear_forward(x, weight, bias, activation, residual, out, False, mode)[0]
 
 
 @public
@@ -80,8 +80,8 @@ def linear_forward(
     out: Array | None = None,
 ) -> tuple[Array, LinearSaved]:
     """`linear`, and what `linear_backward` needs."""
-    check_precision("linear", precision)
-    y, z = _cpu.linear_forward(x, weight, bias, activation, residual, out, True)
+    mode = check_precision("linear", precision)
+    y, z = _cpu.linear_forward(x, weight, bias, activation, residual, out, True, mode)
     return y, LinearSaved(x, weight, bias, precision, activation, z, residual is not None)
 
 
@@ -94,7 +94,10 @@ def linear_backward(dy: Array | None, saved: LinearSaved) -> LinearGradients:
     saved_by("linear", saved, LinearSaved)
     if dy is None:
         dy = np.zeros((*saved.x.shape[:-1], saved.weight.shape[0]), saved.x.dtype)
-    gradients = _cpu.linear_backward(dy, saved.x, saved.weight, saved.bias is not None, saved.activation, saved.z)
+    mode = check_precision("linear", saved.precision)
+    gradients = _cpu.linear_backward(
+        dy, saved.x, saved.weight, saved.bias is not None, saved.activation, saved.z, mode
+    )
     return LinearGradients(*gradients, dy if saved.with_residual else None)
 
 

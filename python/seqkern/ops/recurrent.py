@@ -241,10 +241,9 @@ def rnn(
     Returns y ``[T, N, H]`` and h_n ``[N, H]``. Shapes, dtypes and `lengths`: see the module. ValueError or
     TypeError for arguments that do not fit, naming the one.
     """
-    check_precision("rnn", precision)
     y, h_n, *_ = _cpu.rnn_forward(
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, None, None, lengths,
-        _relu("rnn", nonlinearity), bool(reverse), False)  # fmt: skip
+        _relu("rnn", nonlinearity), bool(reverse), False, check_precision("rnn", precision))  # fmt: skip
     return y, h_n
 
 
@@ -268,7 +267,8 @@ def rnn_backward(dy: Array | None, dh_n: Array | None, saved: RNNSaved) -> RNNGr
     saved_by("rnn", s, RNNSaved)
     dx, dh0, _, *weights = _cpu.rnn_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h0, None, None, None, s.lengths,
-        _relu("rnn", s.nonlinearity), bool(s.reverse), s.y, None, None, dy, dh_n, None)  # fmt: skip
+        _relu("rnn", s.nonlinearity), bool(s.reverse), s.y, None, None, dy, dh_n, None,
+        check_precision("rnn", s.precision))  # fmt: skip
     return RNNGradients(dx, dh0, *weights[:4])
 
 
@@ -286,10 +286,9 @@ def lstm(
     2002). Returns y ``[T, N, S]`` and (h_n ``[N, S]``, c_n ``[N, H]``). Shapes, dtypes and `lengths`: see the
     module. ValueError or TypeError for arguments that do not fit, naming the one.
     """
-    check_precision("lstm", precision)
     y, h_n, c_n, _, _ = _cpu.lstm_forward(
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, weight_hr, peephole, lengths,
-        False, bool(reverse), False)  # fmt: skip
+        False, bool(reverse), False, check_precision("lstm", precision))  # fmt: skip
     return y, (h_n, c_n)
 
 
@@ -301,10 +300,9 @@ def lstm_forward(
     reverse: bool = False, precision: str | None = None,
 ) -> tuple[Array, Pair, LSTMSaved]:  # fmt: skip
     """`lstm`, and what `lstm_backward` needs."""
-    check_precision("lstm", precision)
     y, h_n, c_n, gates, cells = _cpu.lstm_forward(
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, weight_hr, peephole, lengths,
-        False, bool(reverse), True)  # fmt: skip
+        False, bool(reverse), True, check_precision("lstm", precision))  # fmt: skip
     saved = LSTMSaved(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, weight_hr, peephole, lengths,
                       y, gates, cells, reverse, precision)  # fmt: skip
     return y, (h_n, c_n), saved
@@ -318,7 +316,8 @@ def lstm_backward(dy: Array | None, dhx: Pair | None, saved: LSTMSaved) -> LSTMG
     dh_n, dc_n = _pair("lstm", "the gradient of (h_n, c_n)", dhx)
     return LSTMGradients(*_cpu.lstm_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h0, s.c0, s.weight_hr, s.peephole,
-        s.lengths, False, bool(s.reverse), s.y, s.gates, s.cells, dy, dh_n, dc_n))  # fmt: skip
+        s.lengths, False, bool(s.reverse), s.y, s.gates, s.cells, dy, dh_n, dc_n,
+        check_precision("lstm", s.precision)))  # fmt: skip
 
 
 @public
@@ -335,10 +334,9 @@ def gru(
     Returns y ``[T, N, H]`` and h_n ``[N, H]``. Shapes, dtypes and `lengths`: see the module. ValueError or
     TypeError for arguments that do not fit, naming the one.
     """
-    check_precision("gru", precision)
     y, h_n, *_ = _cpu.gru_forward(
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, None, None, lengths,
-        bool(reset_after), bool(reverse), False)  # fmt: skip
+        bool(reset_after), bool(reverse), False, check_precision("gru", precision))  # fmt: skip
     return y, h_n
 
 
@@ -349,10 +347,9 @@ def gru_forward(
     lengths: Array | None = None, reverse: bool = False, precision: str | None = None,
 ) -> tuple[Array, Array, GRUSaved]:  # fmt: skip
     """`gru`, and what `gru_backward` needs."""
-    check_precision("gru", precision)
     y, h_n, _, gates, hidden_n = _cpu.gru_forward(
         x, weight_ih, weight_hh, bias_ih, bias_hh, h0, None, None, None, lengths,
-        bool(reset_after), bool(reverse), True)  # fmt: skip
+        bool(reset_after), bool(reverse), True, check_precision("gru", precision))  # fmt: skip
     saved = GRUSaved(x, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, y, gates, hidden_n,
                      reset_after, reverse, precision)  # fmt: skip
     return y, h_n, saved
@@ -365,7 +362,8 @@ def gru_backward(dy: Array | None, dh_n: Array | None, saved: GRUSaved) -> GRUGr
     saved_by("gru", s, GRUSaved)
     dx, dh0, _, *weights = _cpu.gru_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h0, None, None, None, s.lengths,
-        bool(s.reset_after), bool(s.reverse), s.y, s.gates, s.hidden_n, dy, dh_n, None)  # fmt: skip
+        bool(s.reset_after), bool(s.reverse), s.y, s.gates, s.hidden_n, dy, dh_n, None,
+        check_precision("gru", s.precision))  # fmt: skip
     return GRUGradients(dx, dh0, *weights[:4])
 
 
@@ -378,9 +376,9 @@ def rnn_cell(
     bias_hh: Array | None = None, *, nonlinearity: str = "tanh", precision: str | None = None,
 ) -> Array:  # fmt: skip
     """One step of `rnn`: x ``[N, I]``, h ``[N, H]`` to the new h. A loop over it equals `rnn` bit for bit."""
-    check_precision("rnn_cell", precision)
     return _cpu.rnn_cell_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h, None, None, None, None,
-                                 _relu("rnn_cell", nonlinearity), False, False)[1]  # fmt: skip
+                                 _relu("rnn_cell", nonlinearity), False, False,
+                                 check_precision("rnn_cell", precision))[1]  # fmt: skip
 
 
 @public
@@ -400,7 +398,8 @@ def rnn_cell_backward(dh: Array, saved: RNNCellSaved) -> RNNCellGradients:
     saved_by("rnn_cell", s, RNNCellSaved)
     dx, dh_prev, _, *weights = _cpu.rnn_cell_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h, None, None, None, None,
-        _relu("rnn_cell", s.nonlinearity), False, s.h_new, None, None, None, dh, None)  # fmt: skip
+        _relu("rnn_cell", s.nonlinearity), False, s.h_new, None, None, None, dh, None,
+        check_precision("rnn_cell", s.precision))  # fmt: skip
     return RNNCellGradients(dx, dh_prev, *weights[:4])
 
 
@@ -414,10 +413,10 @@ def lstm_cell(
 
     A loop over it equals `lstm` bit for bit.
     """
-    check_precision("lstm_cell", precision)
     h, c = _pair("lstm_cell", "hx", hx)
     _, h, c, _, _ = _cpu.lstm_cell_forward(
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, weight_hr, peephole, None, False, False, False)
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, weight_hr, peephole, None, False, False, False,
+        check_precision("lstm_cell", precision))  # fmt: skip
     return h, c
 
 
@@ -428,10 +427,10 @@ def lstm_cell_forward(
     precision: str | None = None,
 ) -> tuple[Array, Array, LSTMCellSaved]:  # fmt: skip
     """`lstm_cell`, and what `lstm_cell_backward` needs: h, c, saved."""
-    check_precision("lstm_cell", precision)
     h, c = _pair("lstm_cell", "hx", hx)
     _, h_new, c_new, gates, _ = _cpu.lstm_cell_forward(
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, weight_hr, peephole, None, False, False, True)
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h, c, weight_hr, peephole, None, False, False, True,
+        check_precision("lstm_cell", precision))  # fmt: skip
     return h_new, c_new, LSTMCellSaved(x, h, c, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole,
                                        gates, h_new, c_new, precision)  # fmt: skip
 
@@ -448,7 +447,7 @@ def lstm_cell_backward(dh: Any, dc: Any, saved: LSTMCellSaved | None = None) -> 
         dh, dc = _pair("lstm_cell", "the gradient of (h, c)", dh)
     return LSTMCellGradients(*_cpu.lstm_cell_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h, s.c, s.weight_hr, s.peephole, None,
-        False, False, s.h_new, s.gates, s.c_new, None, dh, dc))  # fmt: skip
+        False, False, s.h_new, s.gates, s.c_new, None, dh, dc, check_precision("lstm_cell", s.precision)))  # fmt: skip
 
 
 @public
@@ -457,9 +456,9 @@ def gru_cell(
     bias_hh: Array | None = None, *, reset_after: bool = True, precision: str | None = None,
 ) -> Array:  # fmt: skip
     """One step of `gru`: x ``[N, I]``, h ``[N, H]`` to the new h. A loop over it equals `gru` bit for bit."""
-    check_precision("gru_cell", precision)
     return _cpu.gru_cell_forward(x, weight_ih, weight_hh, bias_ih, bias_hh, h, None, None, None, None,
-                                 bool(reset_after), False, False)[1]  # fmt: skip
+                                 bool(reset_after), False, False,
+                                 check_precision("gru_cell", precision))[1]  # fmt: skip
 
 
 @public
@@ -468,9 +467,9 @@ def gru_cell_forward(
     bias_hh: Array | None = None, *, reset_after: bool = True, precision: str | None = None,
 ) -> tuple[Array, GRUCellSaved]:  # fmt: skip
     """`gru_cell`, and what `gru_cell_backward` needs."""
-    check_precision("gru_cell", precision)
     _, new, _, gates, hidden_n = _cpu.gru_cell_forward(
-        x, weight_ih, weight_hh, bias_ih, bias_hh, h, None, None, None, None, bool(reset_after), False, True)
+        x, weight_ih, weight_hh, bias_ih, bias_hh, h, None, None, None, None, bool(reset_after), False, True,
+        check_precision("gru_cell", precision))  # fmt: skip
     return new, GRUCellSaved(x, h, weight_ih, weight_hh, bias_ih, bias_hh, gates, hidden_n, new,
                              reset_after, precision)  # fmt: skip
 
@@ -482,5 +481,6 @@ def gru_cell_backward(dh: Array, saved: GRUCellSaved) -> GRUCellGradients:
     saved_by("gru_cell", s, GRUCellSaved)
     dx, dh_prev, _, *weights = _cpu.gru_cell_backward(
         s.x, s.weight_ih, s.weight_hh, s.bias_ih, s.bias_hh, s.h, None, None, None, None,
-        bool(s.reset_after), False, s.h_new, s.gates, s.hidden_n, None, dh, None)  # fmt: skip
+        bool(s.reset_after), False, s.h_new, s.gates, s.hidden_n, None, dh, None,
+        check_precision("gru_cell", s.precision))  # fmt: skip
     return GRUCellGradients(dx, dh_prev, *weights[:4])

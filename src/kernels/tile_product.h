@@ -1,0 +1,249 @@
+// Products of fp32 or bf16 factors on the matrix unit, in bf16 parts with fp32 sums.
+//
+//   a = a0 + a1 + a2,  b = b0 + b1 + b2,     a b = sum of ai bj over i + j < max(parts of a, parts of b)
+//
+// Each part is the bf16 nearest to what the parts before it left over: three hold all 24 bits of an fp32 value,
+// two hold 16 and err by at most 2^-17, one errs by at most 2^-8. A bf16 value is one part and exact. With u =
+// 2^-24, for each product |a||b|:
+//
+//   factors         mode     parts  products  error
+//   bf16 . bf16     any      1, 1      1      0
+//   fp32 . bf16     medium   1, 1      1      2^-8
+//                   high     2, 1      2      2^-17
+//                   highest  3, 1      3      0
+//   fp32 . fp32     medium   2, 1      2      2^-8: one product alone may err by 2^-7
+//                   high     2, 2      3      2^-15 at worst, when a and b lie just above a power of two and all
+//                                             roundings agree; 1.2 * 2^-18 root mean square, and independent of
+//                                             term to term: below kManyTerms terms that is not enough, and
+//                            3, 2      5      2^-17 is what runs
+//                   highest  3, 3      6      u (the dropped a1 b2, a2 b1, a2 b2)
+//
+// Counting cycles on a core with 16 a tile product (3.1 TFLOP/s at 3 GHz): 16 x 16 x 32 takes 16 for each product,
+// so 96 for all six, against some 300 by AVX-512 FMA; packing takes the more of that back the fewer rows there are.
+// Fewer than eight (recurrent layers, whose weights are packed once for all steps: four) for each product do not
+// come here: six products begin at 48 rows, or a batch of 24. Nor do, where the bound is that of fp32, sums so
+// short that the roundings of six products would show (kSomeTerms).
+//
+// The unit knows no subnormals, and a split infinity is not one: rows of A and columns of B with a value of 2^40
+// or more, infinite or NaN (`wide`) are computed again by FMA, each on its own, whatever its neighbours hold. A
+// part below 2^-126 counts as zero: an error of at most K 2^-126 (3 max|a| + 3 max|b| + 6).
+//
+// Packed: panels of 32 rows of A or columns of B, [k / 32][part][tile of 16], one KiB each. A tile of A is 16
+// rows of 32 values, a tile of B 16 pairs of k by 16 columns. What is absent is 0.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+
+#include "simd/tiles.h"
+
+namespace seqkern::SEQKERN_ISA {
+
+using Half = std::uint16_t;  // the bits of a bf16 value
+
+inline constexpr index_t kTilePanel = 2 * kTileRows;
+inline constexpr index_t kSomeTerms = 64, kManyTerms = 256;
+
+// Parts of the two factors; none where the product is not for the matrix unit.
+struct Parts {
+  int a = 0, b = 0;
+  explicit operator bool() const { return a > 0; }
+  int products() const {
+    int n = 0, limit = a > b ? a : b;
+    for (int i = 0; i < a; ++i) n += b < limit - i ? b : limit - i;
+    return n;
+  }
+};
+
+// Values that are bf16 as they are.
+template <class S>
+inline constexpr bool kOnePart = std::is_same_v<S, bf16> || std::is_same_v<S, std::int8_t>;
+
+// By mode, number of rows and of terms alone; rows_each: rows that pay for one product.
+template <class SA, class SB>
+Parts parts_for(Precision mode, index_t rows, index_t depth, index_t rows_each) {
+  if constexpr (!kTiles || std::is_same_v<SA, double>) {
+    return {};
+  } else {
+    constexpr bool kExactA = kOnePart<SA>, kExactB = kOnePart<SB>;
+    int n = mode == Precision::highest ? 3 : mode == Precision::high ? 2 : 1;
+    Parts p{kExactA ? 1 : n, kExactB ? 1 : n};
+    if (!kExactA && !kExactB && mode == Precision::medium) p.a = 2;
+    if (!kExactA && !kExactB && mode == Precision::high && depth < kManyTerms) p.a = 3;
+    bool fp32_bound = mode == Precision::highest && !(kExactA && kExactB);
+    if (depth < (fp32_bound ? kSomeTerms : kTileDepth) || rows < rows_each * p.products()) return {};
+    return p;
+  }
+}
+
+// Whether infinities and NaN pass through the unit as they should: a single product of what was given.
+template <class SA, class SB>
+inline constexpr bool kPlainTiles = std::is_same_v<SA, bf16> && std::is_same_v<SB, bf16>;
+
+inline index_t tile_chunks(index_t depth) { return ceil_div(depth, kTileDepth); }
+inline index_t panel_values(index_t depth, int parts) { return tile_chunks(depth) * parts * 2 * kTileValues; }
+
+// ---- packing ----
+
+// The next part of x and y, taken off them: values side by side (Along k), or y in the upper half of x's lane.
+template <bool Along>
+SEQKERN_INLINE VecU next_part(Vec<float>& x, Vec<float>& y) {
+  struct {
+    VecU16 x, y;
+  } part{narrow(x), narrow(y)};
+  x = x - widen(part.x);
+  y = y - widen(part.y);
+  if constexpr (Along) return bit_cast<VecU>(part);
+  else return __builtin_convertvector(part.x, VecU) | __builtin_convertvector(part.y, VecU) << 16;
+}
+
+template <class S>
+SEQKERN_INLINE Vec<float> load_upto(const S* p, index_t n) {
+  constexpr int L = kLanes<float>;
+  if constexpr (std::is_same_v<S, double>) return Vec<float>{};  // never asked for
+  else return n >= L ? load(p) : n > 0 ? load_n(p, int(n)) : Vec<float>{};
+}
+
+// One square of lanes x lanes pairs: line q of it in every part, then (Turn) transposed, to `out` + q * 16 pairs.
+template <bool Along, bool Turn, class S>
+SEQKERN_INLINE void pack_square(const S* from, index_t stride, index_t k_stride, index_t count, index_t depth,
+                                int parts, VecU* out) {
+  constexpr int L = kLanes<float>, kLine = kTileRows / L;  // registers of a line
+  constexpr index_t kPart = 2 * kTileRows * kLine;         // registers from one part to the next
+  Vec<float> square[3][L];
+  for (int q = 0; q < L; ++q) {
+    Vec<float> x{}, y{};
+    if constexpr (Along) {
+      const S* p = from + q * stride;
+      if (q < count) x = load_upto(p, depth), y = load_upto(p + L, depth - L);
+    } else {
+      const S* p = from + 2 * q * k_stride;
+      if (2 * q < depth) x = load_upto(p, count);
+      if (2 * q + 1 < depth) y = load_upto(p + k_stride, count);
+    }
+    for (int part = 0; part < parts; ++part) {
+      VecU v = next_part<Along>(x, y);
+      if constexpr (Turn) square[part][q] = bit_cast<Vec<float>>(v);
+      else std::memcpy(out + part * kPart + q * kLine, &v, sizeof v);
+    }
+  }
+  if constexpr (Turn)
+    for (int part = 0; part < parts; ++part) {
+      transpose<float>(square[part]);
+      for (int q = 0; q < L; ++q) std::memcpy(out + part * kPart + q * kLine, &square[part][q], sizeof(VecU));
+    }
+}
+
+// A panel of up to 32 rows of A (Left) or columns of B: element (i, k) is data[i * stride + k * k_stride], and
+// Along: k_stride == 1, else stride == 1.
+template <bool Left, bool Along, class S>
+void pack_tiles(const S* data, index_t stride, index_t k_stride, index_t count, index_t depth, int parts, Half* out) {
+  constexpr int L = kLanes<float>;
+  constexpr bool kTurn = Left != Along;
+  for (index_t k0 = 0; k0 < depth; k0 += kTileDepth, out += parts * 2 * kTileValues)
+    for (index_t i = 0; i < kTilePanel; i += L)
+      for (index_t pair = 0; pair < kTileRows; pair += L) {
+        index_t k = k0 + 2 * pair, line = i % kTileRows;  // a line of the tile is a row of A or a pair of B
+        Half* to = out + i / kTileRows * kTileValues + 2 * (Left ? line * kTileRows + pair : pair * kTileRows + line);
+        pack_square<Along, kTurn>(data + i * stride + k * k_stride, stride, k_stride, count - i, depth - k, parts,
+                                  reinterpret_cast<VecU*>(to));
+      }
+}
+
+// ---- values that the unit would get wrong ----
+
+inline constexpr std::int32_t kWide = 0x53800000;  // 2^40
+
+SEQKERN_INLINE VecI larger_magnitude(const Half* pairs) {
+  VecI v;
+  std::memcpy(&v, pairs, sizeof v);
+  return max<VecI>(v << 16 & 0x7fffffff, v & 0x7fff0000);
+}
+
+// Bit i: row i of a packed panel of A holds a wide value.
+inline std::uint32_t wide_rows(const Half* panel, index_t depth, int parts) {
+  constexpr int L = kLanes<float>;
+  std::uint32_t mask = 0;
+  for (index_t tile = 0; tile < 2; ++tile) {
+    VecI top[kTileRows] = {};
+    for (index_t chunk = 0; chunk < tile_chunks(depth); ++chunk)
+      for (int row = 0; row < kTileRows; ++row)
+        for (int lane = 0; lane < kTileRows; lane += L)
+          top[row] = max(top[row], larger_magnitude(panel + (chunk * parts * 2 + tile) * kTileValues +
+                                                    row * kTileDepth + 2 * lane));
+    for (int row = 0; row < kTileRows; ++row)
+      mask |= std::uint32_t(max_lanes(top[row]) >= kWide) << (tile * kTileRows + row);
+  }
+  return mask;
+}
+
+// Bit i: column i of a packed panel of B does.
+inline std::uint32_t wide_columns(const Half* panel, index_t depth, int parts) {
+  constexpr int L = kLanes<float>;
+  std::uint32_t mask = 0;
+  for (index_t tile = 0; tile < 2; ++tile)
+    for (int lane = 0; lane < kTileRows; lane += L) {
+      VecI top{};
+      for (index_t chunk = 0; chunk < tile_chunks(depth); ++chunk)
+        for (int pair = 0; pair < kTileRows; ++pair)
+          top = max(top,
+                    larger_magnitude(panel + (chunk * parts * 2 + tile) * kTileValues + pair * kTileDepth + 2 * lane));
+      for (int j = 0; j < L; ++j) mask |= std::uint32_t(top[j] >= kWide) << (tile * kTileRows + lane + j);
+    }
+  return mask;
+}
+
+// ---- the product ----
+
+// Small products first: of every chunk the one that counts is added last.
+template <int RowTiles, int PA, int PB>
+__attribute__((noinline)) void tile_square(const Half* a, const Half* b, index_t chunks, float* c, index_t ldc) {
+  constexpr int kLimit = PA > PB ? PA : PB;
+  tile_zero<0>(), tile_zero<1>();
+  if constexpr (RowTiles == 2) tile_zero<2>(), tile_zero<3>();
+  for (index_t chunk = 0; chunk < chunks; ++chunk, a += PA * 2 * kTileValues, b += PB * 2 * kTileValues) {
+#pragma GCC unroll 3
+    for (int i = PA - 1; i >= 0; --i) {
+      tile_load<4>(a + 2 * i * kTileValues);
+      if constexpr (RowTiles == 2) tile_load<5>(a + (2 * i + 1) * kTileValues);
+#pragma GCC unroll 3
+      for (int j = (PB < kLimit - i ? PB : kLimit - i) - 1; j >= 0; --j) {
+        if (PB > 1 || i == PA - 1) {
+          tile_load<6>(b + 2 * j * kTileValues);
+          tile_load<7>(b + (2 * j + 1) * kTileValues);
+        }
+        tile_dot<0, 4, 6>(), tile_dot<1, 4, 7>();
+        if constexpr (RowTiles == 2) tile_dot<2, 5, 6>(), tile_dot<3, 5, 7>();
+      }
+    }
+  }
+  tile_store<0>(c, ldc), tile_store<1>(c + kTileRows, ldc);
+  if constexpr (RowTiles == 2)
+    tile_store<2>(c + kTileRows * ldc, ldc), tile_store<3>(c + kTileRows * ldc + kTileRows, ldc);
+}
+
+template <int RowTiles>
+void tile_square(Parts parts, const Half* a, const Half* b, index_t chunks, float* c, index_t ldc) {
+  switch (parts.a * 4 + parts.b) {
+    case 5: return tile_square<RowTiles, 1, 1>(a, b, chunks, c, ldc);
+    case 9: return tile_square<RowTiles, 2, 1>(a, b, chunks, c, ldc);
+    case 10: return tile_square<RowTiles, 2, 2>(a, b, chunks, c, ldc);
+    case 13: return tile_square<RowTiles, 3, 1>(a, b, chunks, c, ldc);
+    case 14: return tile_square<RowTiles, 3, 2>(a, b, chunks, c, ldc);
+    case 15: return tile_square<RowTiles, 3, 3>(a, b, chunks, c, ldc);
+  }
+}
+
+// c[rows <= 32][32] = a packed panel of A times one of B; rows beyond `rows` are not written.
+inline void tile_product(Parts parts, const Half* a, const Half* b, index_t depth, index_t rows, float* c,
+                         index_t ldc) {
+  float square[kTilePanel * kTilePanel];
+  bool whole = rows == kTileRows || rows == kTilePanel;
+  float* to = whole ? c : square;
+  index_t stride = whole ? ldc : kTilePanel;
+  if (rows <= kTileRows) tile_square<1>(parts, a, b, tile_chunks(depth), to, stride);
+  else tile_square<2>(parts, a, b, tile_chunks(depth), to, stride);
+  if (whole) return;
+  for (index_t m = 0; m < rows; ++m) std::memcpy(c + m * ldc, square + m * kTilePanel, kTilePanel * sizeof(float));
+}
+
+}  // namespace seqkern::SEQKERN_ISA

@@ -1,0 +1,78 @@
+// AMX: eight registers ("tiles") of 16 rows by 64 bytes, and the only file where they show.
+//
+//   C[16 rows, 16 fp32] += A[16 rows, 32 bf16] B[16 pairs of k, 16 columns of 2 bf16]
+//
+// Tiles 0-3 hold a 2 x 2 square of C, 4 and 5 two tiles of A, 6 and 7 two of B. Every tile in memory is 1 KiB
+// without gaps. Assembly instead of intrinsics: GCC 12's know nothing of the memory they read and write.
+//
+// The unit rounds to nearest, takes subnormal inputs for zero and flushes subnormal results. An instruction set
+// without it has kTiles == false and functions that are never called.
+#pragma once
+#include "vec.h"
+
+namespace seqkern::SEQKERN_ISA {
+
+inline constexpr int kTileRows = 16;         // of A and C; also columns of B and C
+inline constexpr int kTileDepth = 32;        // values of k in one tile
+inline constexpr index_t kTileValues = 512;  // bf16 values of one tile
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+inline constexpr bool kTiles = true;
+
+// Tile registers have a shape, set for each thread before it uses them and given back afterwards: a thread
+// that holds none costs the kernel nothing at a context switch.
+class TileScope {
+ public:
+  explicit TileScope(bool wanted) : held_(wanted) {
+    if (!held_) return;
+    struct {
+      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    static_assert(sizeof config == 64);
+    asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
+  }
+  ~TileScope() {
+    if (held_) asm volatile("tilerelease" : : : "memory");
+  }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  bool held_;
+};
+
+template <int Tile>
+SEQKERN_INLINE void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(Tile));
+}
+template <int Tile>
+SEQKERN_INLINE void tile_load(const std::uint16_t* p) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(index_t(64)), "i"(Tile) : "memory");
+}
+template <int Tile>
+SEQKERN_INLINE void tile_store(float* p, index_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride * 4), "i"(Tile) : "memory");
+}
+template <int C, int A, int B>
+SEQKERN_INLINE void tile_dot() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
+#else
+inline constexpr bool kTiles = false;
+
+struct TileScope {
+  explicit TileScope(bool) {}
+};
+template <int Tile>
+void tile_zero() {}
+template <int Tile>
+void tile_load(const std::uint16_t*) {}
+template <int Tile>
+void tile_store(float*, index_t) {}
+template <int C, int A, int B>
+void tile_dot() {}
+#endif
+
+}  // namespace seqkern::SEQKERN_ISA
