@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,13 +188,14 @@ def model_decode(task: ModelTask) -> Entry:
 
     module, x = _model(task)
     token, cache = torch.from_numpy(task.decode), DynamicCache()
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
     with torch.inference_mode():
-        module(x, past_key_values=cache, use_cache=True)
+        module(x, use_cache=True, **{name: cache})
 
     def call() -> torch.Tensor:
         with torch.inference_mode():
-            cache.crop(x.shape[1])
-            logits: torch.Tensor = module(token, past_key_values=cache, use_cache=True).logits
+            logits: torch.Tensor = module(token, use_cache=True, **{name: cache}).logits
+            cache.crop(-1)
             return logits
 
     return Entry(call, lambda: [_numpy(call())])
