@@ -35,7 +35,7 @@ FAMILIES = {
     "norms": Family(".norms", "layer norm, GELU and softmax of large arrays"),
     "conv": Family(".conv", "convolution layers of ViT, VGG and wav2vec 2.0"),
     "attention": Family(".attention", "scaled dot-product attention"),
-    "models": Family(None, "whole models"),
+    "models": Family(".models", "Transformer layers and whole models"),
 }
 ROUNDS, QUICK_ROUNDS = 7, 3
 DEFAULT_THREADS = 2

@@ -29,10 +29,10 @@ def recurrent_forward(task: RecurrentTask, x_dtype: str | None = None) -> Entry:
     x then has `x_dtype` and the biases stay float32. Results: the output.
     """
     module = recurrent_module(task, weights_only=x_dtype is not None).eval()
-    x = _cast(task.x, x_dtype or task.dtype)
+    x = cast(task.x, x_dtype or task.dtype)
 
     def results() -> list[Array]:
-        return [_float32(module(x)[0])]
+        return [as_float32(module(x)[0])]
 
     return Entry(lambda: module(x), results)
 
@@ -40,7 +40,7 @@ def recurrent_forward(task: RecurrentTask, x_dtype: str | None = None) -> Entry:
 def recurrent_train(task: RecurrentTask) -> Entry:
     """`vjp` and its pullback; results: output, dx, dweight_hh_l0."""
     module = recurrent_module(task)
-    x, dy = _cast(task.x, task.dtype), _cast(task.dy, task.dtype)
+    x, dy = cast(task.x, task.dtype), cast(task.dy, task.dtype)
 
     def call() -> Any:
         module.zero_grad()
@@ -50,7 +50,7 @@ def recurrent_train(task: RecurrentTask) -> Entry:
     def results() -> Sequence[Array]:
         y, dx = call()
         gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-        return [_float32(array) for array in (y, dx, gradients["weight_hh_l0"])]
+        return [as_float32(array) for array in (y, dx, gradients["weight_hh_l0"])]
 
     return Entry(call, results)
 
@@ -62,7 +62,7 @@ def ragged(task: RecurrentTask, lengths: Array | None) -> Entry:
     def call() -> Any:
         return module(task.x, lengths=lengths)
 
-    return Entry(call, lambda: [_float32(call()[0])])
+    return Entry(call, lambda: [as_float32(call()[0])])
 
 
 def cell(kind: str, weights: dict[str, Array], x: Array, state: Sequence[Array]) -> Entry:
@@ -92,13 +92,13 @@ def cell_function(kind: str, weights: dict[str, Array], x: Array, state: Sequenc
 
 def linear(task: LinearTask, x_dtype: str | None = None) -> Entry:
     """`seqkern.linear` in the task's dtype; with `x_dtype` only the weight is. Results: y."""
-    x = _cast(task.x, x_dtype or task.dtype)
-    weight = _cast(task.weight, task.dtype)
+    x = cast(task.x, x_dtype or task.dtype)
+    weight = cast(task.weight, task.dtype)
 
     def call() -> Any:
         return seqkern.linear(x, weight, task.bias)
 
-    return Entry(call, lambda: [_float32(call())])
+    return Entry(call, lambda: [as_float32(call())])
 
 
 def linear_train(task: LinearTask) -> Entry:
@@ -128,7 +128,7 @@ def linear_int8(task: LinearTask) -> Entry:
 def norm_forward(task: NormTask) -> Entry:
     """`seqkern.nn.LayerNorm`, `GELU` or `Softmax`; results: y."""
     module = norm_module(task)
-    return Entry(lambda: module(task.x), lambda: [_float32(module(task.x))])
+    return Entry(lambda: module(task.x), lambda: [as_float32(module(task.x))])
 
 
 def norm_train(task: NormTask) -> Entry:
@@ -141,7 +141,7 @@ def norm_train(task: NormTask) -> Entry:
         return y, pullback(task.dy)[0]
 
     def results() -> Sequence[Array]:
-        return [_float32(a) for a in (*call(), *(p.grad for p in module.parameters()))]
+        return [as_float32(a) for a in (*call(), *(p.grad for p in module.parameters()))]
 
     return Entry(call, results)
 
@@ -163,11 +163,11 @@ def recurrent_module(task: RecurrentTask, weights_only: bool = False) -> Any:
     module.load_state_dict(task.state_dict())
     for name, parameter in module.named_parameters():
         if name.startswith("weight") or not weights_only:
-            parameter.data = _cast(parameter.data, task.dtype)
+            parameter.data = cast(parameter.data, task.dtype)
     return module
 
 
-def _cast(array: Array, dtype: str) -> Array:
+def cast(array: Array, dtype: str) -> Array:
     if dtype == "float32":
         return array
     import ml_dtypes
@@ -175,5 +175,5 @@ def _cast(array: Array, dtype: str) -> Array:
     return array.astype(getattr(ml_dtypes, dtype))
 
 
-def _float32(array: Array) -> Array:
+def as_float32(array: Array) -> Array:
     return np.asarray(array, np.float32)

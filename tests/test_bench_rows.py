@@ -107,6 +107,36 @@ class TestAgreement:
         assert len(mine) == (1 if job == "norm_forward" else 4 if op == "layer_norm" else 2)
         assert tasks.disagreement(mine, torch.entry(job, task).results(), "float32") is None
 
+    @pytest.mark.torch
+    @pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino"])
+    def test_peers_run_the_encoder_layer_we_run(self, peer: str) -> None:
+        if peers.missing(peer):
+            pytest.skip(f"not installed: {', '.join(peers.missing(peer))}")
+        (loaded,), _ = peers.load([peer], threads=1)
+        models = bench_module("models")
+        task = models.ModelRow(bench_module("zoo").LAYER, 2, 3).task(models.MODES["fp32"])
+        mine = models.forward_entry(task).results()
+        assert tasks.disagreement(mine, loaded.entry("model", task).results(), "float32") is None
+
+    @pytest.mark.torch
+    def test_torch_trains_the_encoder_layer_we_train(self) -> None:
+        (torch,), _ = peers.load(["torch"], threads=1)
+        models = bench_module("models")
+        task = models.ModelRow(bench_module("zoo").LAYER, 2, 3, "train").task(models.MODES["train"])
+        mine = models.train_entry(task).results()
+        assert tasks.disagreement(mine, torch.entry("model_train", task).results(), "float32") is None
+
+    def test_where_the_time_goes_leaves_the_kernels_as_they_were(self) -> None:
+        import seqkern
+        from seqkern import _cpu
+
+        before, totals = _cpu.linear_forward, {}
+        with bench_module("models").timed_kernels(totals):
+            x = np.ones((2, 3), np.float32)
+            seqkern.linear(x, x)
+        assert totals["linear_forward"][1] == 1 and totals["linear_forward"][0] > 0
+        assert _cpu.linear_forward is before
+
     @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
     def test_a_cell_by_hand_computes_our_cell(self, kind: str) -> None:
         (numpy,), _ = peers.load(["numpy"], threads=1)

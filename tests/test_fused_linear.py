@@ -215,3 +215,27 @@ def test_int8_module(ops: ModuleType) -> None:
     assert (np.abs(module(x) - linear(x)) <= step).all()
     assert nn.Int8Linear.from_linear(nn.Linear(3, 4, bias=False)).bias is None
     assert repr(module) == "Int8Linear(33, 20, bias=True)"
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.SiLU(), nn.GELU(), nn.GELU("tanh")], ids=repr)
+def test_modules_fuse_what_they_name(ops: ModuleType, module: Any) -> None:
+    linear = nn.Linear(20, 33, rng=np.random.default_rng(0))
+    x, r = (generator("fuse", n).standard_normal((7, n)).astype(np.float32) for n in (20, 33))
+    want = r + module(linear(x))
+    assert_bitwise_equal(linear(x, activation=module.fused, residual=r), want, "call")
+    assert_bitwise_equal(linear.vjp(x, activation=module.fused, residual=r)[0], want, "vjp")
+
+
+def test_quantising_a_tree_of_modules(ops: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    linears = [nn.Linear(8, 8, rng=rng) for _ in range(2)]
+    tree = nn.quantize_int8_(nn.Sequential(linears[0], nn.ReLU(), nn.Sequential(linears[1])))
+    x = rng.standard_normal((3, 8)).astype(np.float32)
+    want = x
+    for k, linear in enumerate(linears):
+        want = nn.Int8Linear.from_linear(linear)(want if k == 0 else np.maximum(want, 0))
+    y, pullback = tree.vjp(x)
+    assert_bitwise_equal(y, want, "y")
+    assert_bitwise_equal(tree(x), want, "call")
+    with pytest.raises(TypeError, match="int8 weights have no gradient"):
+        pullback(y)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from seqkern import models, reference
+from seqkern import models, ops, reference
 from seqkern.models import GPT2, GPT2Config
 
 SIZES: dict[str, Any] = {"vocab_size": 17, "n_positions": 12, "n_embd": 8, "n_layer": 2, "n_head": 2}
@@ -196,6 +196,26 @@ def test_dropout_in_training_and_not_in_generation(rng: Any) -> None:
     greedy = model.generate(ids, 4, temperature=0)
     assert model.training and model.layers[0].dropout.training
     np.testing.assert_array_equal(model.eval().generate(ids, 4, temperature=0), greedy)
+
+
+def test_int8_weights(rng: Any, tmp_path: Any) -> None:
+    """The int8 model is the float one with every matrix rounded to its scale; it is not written."""
+    model = make(rng, np.float32).eval()
+    ids = rng.integers(0, model.config.vocab_size, (2, 5))
+    rounded = make(rng, np.float32).eval()
+    rounded.load_state_dict(model.state_dict())
+    tables = {id(rounded.wte.weight), id(rounded.wpe.weight)}
+    for parameter in rounded.parameters():
+        if parameter.data.ndim == 2 and id(parameter) not in tables:
+            q, scale = ops.quantize_int8(parameter.data)
+            parameter.data = q * scale[:, None]
+    hidden = rounded(ids).last_hidden_state
+    q, scale = ops.quantize_int8(rounded.wte.weight.data)
+    got = model.quantize_int8()(ids).logits
+    assert np.abs(got - hidden @ (q * scale[:, None]).T).max() < 1e-5
+    assert model.generate(ids, 3, temperature=0).shape == (2, 8)
+    with pytest.raises(TypeError, match="before quantising"):
+        model.save_pretrained(tmp_path)
 
 
 @pytest.mark.torch

@@ -45,6 +45,9 @@ JOBS = {
     "attention": "nothing is written to measure its attention",
     "attention_train": "it does not train",
     "conv": "nothing is written to measure its convolution",
+    "model": "nothing is written to run these models on it",
+    "model_decode": "nothing is written to measure its decoding",
+    "model_train": "it does not train",
 }
 FRAMEWORKS = ("torch", "onnxruntime", "openvino")
 

@@ -7,15 +7,20 @@ gate order i, o, f, c (LSTM) and z, r, h (GRU); both directions and both biases 
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .. import zoo
 from ..shapes import GATES
 from ..tasks import Array, LayerWeights, LinearTask, RecurrentTask
+from ..zoo import ModelTask
 
 OPSET = 14
 IR_VERSION = 8  # the one that came with opset 14's generation: every runtime reads it
@@ -64,6 +69,28 @@ def linear_model(task: LinearTask) -> bytes:
     ]
     node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
     return _serialised([node], task.x.shape, task.dy.shape, constants)
+
+
+def exported_model(task: ModelTask) -> bytes:
+    """A torch module as torch exports it: input `x`, first output what `zoo.first_array` takes."""
+    import torch
+
+    class First(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = zoo.torch_module(task.model)
+
+        def forward(self, x: Any) -> Any:
+            return zoo.first_array(self.module(x))
+
+    x = torch.from_numpy(task.x)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad(), zoo.traceable():
+        warnings.simplefilter("ignore")
+        file = Path(folder, "model.onnx")
+        torch.onnx.export(
+            First().eval(), (x,), file, input_names=["x"], output_names=["y"], opset_version=17, dynamo=False
+        )
+        return file.read_bytes()
 
 
 def _serialised(

@@ -6,7 +6,8 @@ import numpy as np
 import onnxruntime
 
 from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
-from .onnx_model import linear_model, recurrent_model
+from ..zoo import ModelTask
+from .onnx_model import exported_model, linear_model, recurrent_model
 
 NAME = "onnxruntime"
 
@@ -31,6 +32,13 @@ def linear(task: LinearTask) -> Entry:
     if task.dtype != "float32":
         raise UnsupportedError(f"its CPU provider has no Gemm in {task.dtype}")
     return _entry(linear_model(task), task.x)
+
+
+def model(task: ModelTask) -> Entry:
+    """The torch module, exported; results: its first output."""
+    if task.dtype != "float32":
+        raise UnsupportedError(f"its CPU provider has no such models in {task.dtype}")
+    return _entry(exported_model(task), task.x)
 
 
 def _entry(model: bytes, x: Array) -> Entry:

@@ -6,7 +6,8 @@ import numpy as np
 import openvino
 
 from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
-from .onnx_model import linear_model, recurrent_model
+from ..zoo import ModelTask
+from .onnx_model import exported_model, linear_model, recurrent_model
 
 NAME = "openvino"
 
@@ -27,6 +28,11 @@ def recurrent_forward(task: RecurrentTask) -> Entry:
 def linear(task: LinearTask) -> Entry:
     """A Gemm node; results: y."""
     return _entry(linear_model(task), task.x, task.dtype)
+
+
+def model(task: ModelTask) -> Entry:
+    """The torch module as torch exports it to ONNX; results: its first output."""
+    return _entry(exported_model(task), task.x, task.dtype)
 
 
 def _entry(serialised: bytes, x: Array, dtype: str) -> Entry:

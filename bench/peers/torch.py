@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from .. import zoo
 from ..attention import AttentionTask
 from ..conv import ConvTask
 from ..tasks import Array, Entry, LinearTask, NormTask, RecurrentTask, UnsupportedError
+from ..zoo import ModelTask
 
 NAME = "torch"
 
@@ -166,6 +169,56 @@ def conv(task: ConvTask) -> Entry:
             return function(x, weight, bias, row.stride, row.padding, 1, row.groups)
 
     return Entry(call, lambda: [_numpy(call())])
+
+
+def model(task: ModelTask) -> Entry:
+    """Eager, in inference mode; results: logits, or the last hidden state."""
+    module, x = _model(task)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return zoo.first_array(module(x))
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def model_decode(task: ModelTask) -> Entry:
+    """One token against a cache, cut back before every call; results: logits."""
+    from transformers import DynamicCache
+
+    module, x = _model(task)
+    token, cache = torch.from_numpy(task.decode), DynamicCache()
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    with torch.inference_mode():
+        module(x, use_cache=True, **{name: cache})
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = module(token, use_cache=True, **{name: cache}).logits
+            cache.crop(-1)
+            return logits
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def model_train(task: ModelTask) -> Entry:
+    """Autograd from a given gradient of the output; results: the output."""
+    module, x = _model(task)
+    dy = torch.from_numpy(task.dy)
+
+    def call() -> torch.Tensor:
+        module.zero_grad(set_to_none=True)
+        output: torch.Tensor = zoo.first_array(module(x))
+        torch.autograd.backward(output, dy)
+        return output
+
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def _model(task: ModelTask) -> tuple[Any, torch.Tensor]:
+    """int8 is ours alone: torch then runs in float32."""
+    x, dtype = torch.from_numpy(task.x), _DTYPES[task.dtype]
+    return zoo.torch_module(task.model).to(dtype), x.to(dtype) if x.is_floating_point() else x
 
 
 def norm_forward(task: NormTask) -> Entry:

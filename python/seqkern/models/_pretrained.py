@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from ..nn._arrays import Array, to_numpy
+from ..nn.int8_linear import Int8Linear
 from ..nn.module import Buffer, LoadResult, Module, Parameter
 from ._files import CONFIG_NAME, WEIGHTS_NAME, write_atomically
 
@@ -107,6 +108,8 @@ class PretrainedModel(Module):
         """Write config.json and model.safetensors as Hugging Face does, each atomically."""
         from safetensors.numpy import save
 
+        if any(isinstance(module, Int8Linear) for module in self.modules()):
+            raise TypeError("save_pretrained: int8 weights are not written: save the model before quantising it")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {n: np.ascontiguousarray(to_numpy(a, n)) for n, a in self.state_dict().items()}

@@ -15,9 +15,10 @@ from .. import _random
 from ..nn import GELU, Dropout, LayerNorm, Linear, ModuleList, ReLU, SiLU
 from ..nn._arrays import Array, array_module, check_array, shape_text
 from ..nn._attend import KVCache, attend_vjp
-from ..nn._residual import chain_vjp, residual_vjp, then_dropout
+from ..nn._residual import feed_forward_vjp, linear_plus_vjp, residual_vjp
 from ..nn.module import Module
 
+NO_DROPOUT = Dropout(0.0)
 ACTIVATIONS: dict[str, Any] = {
     "gelu": GELU,
     "gelu_new": lambda: GELU("tanh"),
@@ -77,19 +78,20 @@ class Layer(Module):
         """y, the probabilities if asked for, and the gradient function dy -> (dx,)."""
         kept: list[Any] = []
 
-        def attend(z: Array) -> tuple[Array, Any]:
-            y, weights, pull = self._attend(z, mask, cache, need_weights)
+        def attend(z: Array, residual: Array) -> tuple[Array, Any]:
+            y, weights, pull = self._attend(z, residual, mask, cache, need_weights)
             kept.append(weights)
-            return then_dropout((y, pull), self.dropout)
+            return y, pull
 
         x, pull_attention = residual_vjp(x, attend, self.norm1, self.norm_first)
-        parts = (self.fc1, self.act, self.fc2, self.dropout)
-        y, pull_mlp = residual_vjp(x, lambda z: chain_vjp(z, *parts), self.norm2, self.norm_first)
+        parts = (self.fc1, self.act, NO_DROPOUT, self.fc2, self.dropout)
+        y, pull_mlp = residual_vjp(x, lambda z, r: feed_forward_vjp(z, r, *parts), self.norm2, self.norm_first)
         return y, kept[0], lambda dy: pull_attention(*pull_mlp(dy))
 
     def _attend(
-        self, x: Array, mask: Array | None, cache: KVCache | None, need_weights: bool
+        self, x: Array, residual: Array, mask: Array | None, cache: KVCache | None, need_weights: bool
     ) -> tuple[Array, Array | None, Any]:
+        """residual + dropout of self-attention over x, the probabilities if asked for, the gradient function."""
         (query, key, value), pull_in = self._project(x)
         if cache is not None:
             key, value = cache.append(key, value)
@@ -97,7 +99,7 @@ class Layer(Module):
         if self.training and self.attention_dropout:
             options |= {"dropout_p": self.attention_dropout, "dropout_seed": _random.draw_seed()}
         out, weights, pull_heads = attend_vjp(query, key, value, mask, need_weights=need_weights, **options)
-        y, pull_out = self.out.vjp(_join(out))
+        y, pull_out = linear_plus_vjp(_join(out), residual, self.out, self.dropout)
 
         def pull(dy: Array) -> tuple[Array]:
             dheads = pull_heads(_split(pull_out(dy)[0], self.heads), None)[:3]

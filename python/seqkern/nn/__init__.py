@@ -14,7 +14,7 @@ from .conv import Conv1d, Conv2d, MaxPool2d
 from .dropout import Dropout
 from .embedding import Embedding
 from .encoder_attention import BahdanauAttention, LuongAttention
-from .int8_linear import Int8Linear
+from .int8_linear import Int8Linear, quantize_int8_
 from .linear import Linear
 from .loss import CrossEntropyLoss
 from .module import Buffer, Module, Parameter, Pullback
@@ -68,4 +68,5 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoder",
     "TransformerEncoderLayer",
+    "quantize_int8_",
 ]

@@ -23,10 +23,15 @@ class Identity(Module):
         return x, Pullback(lambda dy: (form.gradient(dy),))
 
 
-class _Activation(Module):
+class Activation(Module):
     """An elementwise function: `_op` in `seqkern.ops`, called with `_options()`."""
 
     _op = ""
+
+    @property
+    def fused(self) -> str:
+        """What `seqkern.linear` calls it, where it can be fused into a product."""
+        return self._op
 
     def _options(self) -> dict[str, Any]:
         return {}
@@ -44,31 +49,31 @@ class _Activation(Module):
         return f"{type(self).__name__}({options})"
 
 
-class ReLU(_Activation):
+class ReLU(Activation):
     """y = max(x, 0), any shape."""
 
     _op = "relu"
 
 
-class Sigmoid(_Activation):
+class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x)), any shape."""
 
     _op = "sigmoid"
 
 
-class Tanh(_Activation):
+class Tanh(Activation):
     """y = tanh(x), any shape."""
 
     _op = "tanh"
 
 
-class SiLU(_Activation):
+class SiLU(Activation):
     """y = x sigmoid(x), any shape."""
 
     _op = "silu"
 
 
-class GELU(_Activation):
+class GELU(Activation):
     """y = x Phi(x), any shape; approximate: "none", or "tanh" for the form of GPT-2."""
 
     _op = "gelu"
@@ -78,3 +83,7 @@ class GELU(_Activation):
 
     def _options(self) -> dict[str, Any]:
         return {"approximate": self.approximate}
+
+    @property
+    def fused(self) -> str:
+        return "gelu" if self.approximate == "none" else "gelu_tanh"

@@ -29,6 +29,9 @@ class ModuleList(Module):
     def named_children(self) -> Iterator[tuple[str, Module]]:
         return ((str(k), module) for k, module in enumerate(self._items))
 
+    def replace_child(self, name: str, module: Module) -> None:
+        self._items[int(name)] = module
+
     def __len__(self) -> int:
         return len(self._items)
 

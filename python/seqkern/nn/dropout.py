@@ -18,16 +18,21 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5) -> None:
         self.p = check_probability(p, "p")
 
+    @property
+    def active(self) -> bool:
+        """Whether anything may be dropped."""
+        return self.training and self.p > 0
+
     def __call__(self, x: Array) -> Array:
         check_array(x, "input")
-        if not self.training or self.p == 0:
+        if not self.active:
             return x
         return ops.dropout(x, self.p, seed=_random.draw_seed())
 
     def vjp(self, x: Array) -> tuple[Array, Pullback]:
         check_array(x, "input")
         form = OutputForm.of(x)
-        if not self.training or self.p == 0:
+        if not self.active:
             return x, Pullback(lambda dy: (form.gradient(dy),))
         y, saved = ops.dropout_forward(x, self.p, seed=_random.draw_seed())
         return y, Pullback(lambda dy: (ops.dropout_backward(form.gradient(dy), saved).dx,))

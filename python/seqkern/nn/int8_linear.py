@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import ops
 from ._arrays import Array
 from .linear import Linear
-from .module import Module
+from .module import Module, Pullback
 
 
 class Int8Linear(Module):
     """x [..., in_features] -> y [..., out_features] with q int8 [out_features, in_features].
 
     weight = q scale, one scale per output; made from a trained `Linear` and not trainable itself:
-    there are no parameters, and no `vjp`.
+    there are no parameters, and no gradient.
     """
 
     def __init__(self, q: Array, scale: Array, bias: Array | None = None) -> None:
@@ -25,8 +27,27 @@ class Int8Linear(Module):
         q, scale = ops.quantize_int8(linear.weight.data)
         return cls(q, scale, None if linear.bias is None else linear.bias.data)
 
-    def __call__(self, x: Array) -> Array:
-        return ops.linear_int8(x, self.q, self.scale, self.bias)
+    def __call__(self, x: Array, **fused: Any) -> Array:
+        """fused: `activation` and `residual`, as `seqkern.linear_int8` takes them."""
+        return ops.linear_int8(x, self.q, self.scale, self.bias, **fused)
+
+    def vjp(self, x: Array, **fused: Any) -> tuple[Array, Pullback]:
+        """For models that always call `vjp`: y, and a pullback that refuses."""
+
+        def pull(dy: Any) -> tuple[Any]:
+            raise TypeError("Int8Linear: int8 weights have no gradient; train the Linear it was made from")
+
+        return self(x, **fused), Pullback(pull)
 
     def __repr__(self) -> str:
         return f"Int8Linear({self.in_features}, {self.out_features}, bias={self.bias is not None})"
+
+
+def quantize_int8_(module: Module) -> Module:
+    """Puts an `Int8Linear` in the place of every `Linear` below `module`, which is for inference from then on."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, Linear):
+            module.replace_child(name, Int8Linear.from_linear(child))
+        else:
+            quantize_int8_(child)
+    return module

@@ -38,14 +38,16 @@ class Linear(Module):
         self.weight = init.uniform(bound, out_features, in_features)
         self.bias = init.uniform(bound, out_features) if bias else None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, **fused: Any) -> Array:
+        """fused: `activation` and `residual`, as `seqkern.linear` takes them."""
         bias = None if self.bias is None else self.bias.data
-        return ops.linear(x, self.weight.data, bias, precision=self.precision)
+        return ops.linear(x, self.weight.data, bias, precision=self.precision, **fused)
 
-    def vjp(self, x: Array) -> tuple[Array, Pullback]:
+    def vjp(self, x: Array, **fused: Any) -> tuple[Array, Pullback]:
+        """The pullback returns (dx,); the gradient of a `residual` is dy itself."""
         weight, bias = self.weight, self.bias
         y, saved = ops.linear_forward(
-            x, weight.data, None if bias is None else bias.data, precision=self.precision
+            x, weight.data, None if bias is None else bias.data, precision=self.precision, **fused
         )
 
         form = OutputForm.of(y)

@@ -141,6 +141,10 @@ class Module:
             if isinstance(value, Module):
                 yield name, value
 
+    def replace_child(self, name: str, module: Module) -> None:
+        """Put another module in the place of the direct sub-module `name`."""
+        setattr(self, name, module)
+
     def modules(self) -> Iterator[Module]:
         """This module and everything below it."""
         yield self

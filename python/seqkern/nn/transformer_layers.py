@@ -14,15 +14,15 @@ import numpy as np
 
 from ._arrays import Array, OutputForm
 from ._attend import KVCache
-from ._residual import chain_vjp, residual_vjp, then_dropout
-from .activation import GELU, ReLU
+from ._residual import feed_forward_vjp, plus_dropout, residual_vjp
+from .activation import GELU, Activation, ReLU
 from .attention import MultiheadAttention
 from .dropout import Dropout
 from .linear import Linear
 from .module import Module, Pullback
 from .norm import LayerNorm
 
-ACTIVATIONS: dict[str, type[Module]] = {"relu": ReLU, "gelu": GELU}
+ACTIVATIONS: dict[str, type[Activation]] = {"relu": ReLU, "gelu": GELU}
 
 
 @dataclass
@@ -72,14 +72,14 @@ class _Layer(Module):
     def _self_attention(self, x: Array, cache: KVCache | None = None, **masks: Any) -> tuple[Array, Any]:
         return residual_vjp(
             x,
-            lambda z: then_dropout(self.self_attn.self_vjp(z, cache=cache, **masks), self.dropout1),
+            lambda z, r: plus_dropout(r, self.self_attn.self_vjp(z, cache=cache, **masks), self.dropout1),
             self.norm1,
             self.norm_first,
         )
 
     def _mlp(self, x: Array, norm: Module, last: Dropout) -> tuple[Array, Any]:
         parts = (self.linear1, self.activation, self.dropout, self.linear2, last)
-        return residual_vjp(x, lambda z: chain_vjp(z, *parts), norm, self.norm_first)
+        return residual_vjp(x, lambda z, r: feed_forward_vjp(z, r, *parts), norm, self.norm_first)
 
 
 class TransformerEncoderLayer(_Layer):
@@ -154,7 +154,7 @@ class TransformerDecoderLayer(_Layer):
         masks = (memory_key_padding_mask, memory_mask, memory_is_causal)
         kept = None if cache is None else cache.memory
         x, pull_cross = residual_vjp(
-            x, lambda z: self._attend_to_memory(z, memory, kept, *masks), self.norm2, self.norm_first
+            x, lambda z, r: self._attend_to_memory(z, r, memory, kept, *masks), self.norm2, self.norm_first
         )
         y, pull_mlp = self._mlp(x, self.norm3, self.dropout3)
 
@@ -165,9 +165,9 @@ class TransformerDecoderLayer(_Layer):
         return y, pull
 
     def _attend_to_memory(
-        self, x: Array, memory: Array, cache: KVCache | None, padding: Any, mask: Any, is_causal: bool
+        self, x: Array, residual: Array, memory: Array, cache: KVCache | None, padding: Any, mask: Any, is_causal: bool
     ) -> tuple[Array, Any]:
-        """Cross-attention and its dropout; the pullback returns (dx, dmemory)."""
+        """residual + dropout of cross-attention; the pullback returns (dx, dmemory)."""
         source = None if cache is not None and cache.length else memory
         (y, _), pull_attention = self.multihead_attn._run(
             x, source, source, padding, False, mask, True, is_causal, cache=cache
@@ -177,4 +177,4 @@ class TransformerDecoderLayer(_Layer):
             dquery, dkey, dvalue = pull_attention(dy)
             return dquery, dkey + dvalue
 
-        return then_dropout((y, pull), self.dropout2)
+        return plus_dropout(residual, (y, pull), self.dropout2)
