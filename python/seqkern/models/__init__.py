@@ -8,6 +8,7 @@ from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqOutput
 from .sequence_model import SequenceModel, SequenceModelConfig
+from .transformer_mt import TransformerMT, TransformerMTConfig
 
 __all__ = [
     "GPT2",
@@ -22,5 +23,7 @@ __all__ = [
     "Seq2SeqOutput",
     "SequenceModel",
     "SequenceModelConfig",
+    "TransformerMT",
+    "TransformerMTConfig",
     "count_parameters",
 ]

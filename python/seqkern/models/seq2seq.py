@@ -18,8 +18,9 @@ from ..nn import CrossEntropyLoss, Embedding
 from ..nn._arrays import Array, array_module
 from ..nn.module import Module, Pullback
 from ._beam import Generated, check_decoding, decode, shift_right
-from ._decoder import DecoderSteps, RecurrentDecoder, check_ids, decoder_parameters, source_lengths
+from ._decoder import DecoderSteps, RecurrentDecoder, decoder_parameters
 from ._files import load_model, restore_model, save_model
+from ._pairs import check_ids, check_pair, source_lengths
 from ._recurrent import core_parameters, evaluating, make_core
 
 
@@ -97,10 +98,8 @@ class Seq2Seq(Module):
     def vjp(
         self, src: Array, tgt: Array, attention_mask: Any = None, *, src_lengths: Any = None
     ) -> tuple[Seq2SeqOutput, Pullback]:
-        check_ids(tgt, "tgt", self.config.tgt_vocab_size)
+        check_pair(src, tgt, self.config)
         src, lengths, order = self._source(src, attention_mask, src_lengths)
-        if len(tgt) != len(src):
-            raise ValueError(f"tgt must have src's {len(src)} rows, got {len(tgt)}")
         memory, hx, pull_encoder = self._encode(src, lengths)
         logits, weights, _, pull_decoder = self.decoder.vjp(tgt, hx, memory, lengths)
         if weights is not None and order is not None:
@@ -131,7 +130,6 @@ class Seq2Seq(Module):
 
     def _source(self, src: Array, mask: Any, lengths: Any) -> tuple[Array, Array | None, Array | None]:
         """The source as the encoder reads it, its lengths, and, if reversed, where each place went."""
-        check_ids(src, "src", self.config.src_vocab_size)
         lengths = source_lengths(mask, lengths, tuple(src.shape))
         if not self.config.reverse_source:
             return src, lengths, None
@@ -186,6 +184,7 @@ class Seq2Seq(Module):
         """
         check_decoding(max_new_tokens, beams, length_penalty, temperature, top_k, top_p)
         c = self.config
+        check_ids(src, "src", c.src_vocab_size)
         with evaluating(self):
             read, lengths, _ = self._source(src, attention_mask, src_lengths)
             memory, hx, _ = self._encode(read, lengths)
