@@ -9,6 +9,7 @@ from .rnn_lm import RNNLM, RNNLMConfig
 from .seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqOutput
 from .sequence_model import SequenceModel, SequenceModelConfig
 from .transformer_mt import TransformerMT, TransformerMTConfig
+from .word2vec import Word2Vec, Word2VecConfig, join_phrases
 
 __all__ = [
     "GPT2",
@@ -25,5 +26,8 @@ __all__ = [
     "SequenceModelConfig",
     "TransformerMT",
     "TransformerMTConfig",
+    "Word2Vec",
+    "Word2VecConfig",
     "count_parameters",
+    "join_phrases",
 ]
