@@ -1,20 +1,33 @@
 """Whole models, each with a `Config` dataclass."""
 
+from ._beam import Generated
 from ._pretrained import count_parameters
 from ._recurrent import RecurrentOutput
 from ._transformer import ModelOutput
 from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
+from .seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqOutput
 from .sequence_model import SequenceModel, SequenceModelConfig
+from .transformer_mt import TransformerMT, TransformerMTConfig
+from .word2vec import Word2Vec, Word2VecConfig, join_phrases
 
 __all__ = [
     "GPT2",
     "RNNLM",
     "GPT2Config",
+    "Generated",
     "ModelOutput",
     "RNNLMConfig",
     "RecurrentOutput",
+    "Seq2Seq",
+    "Seq2SeqConfig",
+    "Seq2SeqOutput",
     "SequenceModel",
     "SequenceModelConfig",
+    "TransformerMT",
+    "TransformerMTConfig",
+    "Word2Vec",
+    "Word2VecConfig",
     "count_parameters",
+    "join_phrases",
 ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..nn import CrossEntropyLoss, Dropout, Embedding, Linear
 from ..nn._arrays import Array, array_module, check_array, shape_text, to_numpy
 from ..nn.module import Module, Pullback
 from ._files import load_model, restore_model, save_model
-from ._recurrent import RecurrentOutput, make_core, split_gradient
+from ._recurrent import RecurrentOutput, evaluating, make_core, split_gradient
 from ._sampling import check_sampling, sample
 
 
@@ -165,7 +164,7 @@ class RNNLM(Module):
     ) -> Iterator[np.ndarray]:
         hx = None
         for _ in range(max_new_tokens):
-            with _evaluating(self):
+            with evaluating(self):
                 logits, hx = self(ids, hx)
             token = sample(
                 to_numpy(logits[:, -1], "logits"), temperature=temperature, top_k=top_k, rng=rng
@@ -197,16 +196,3 @@ def _time_first(ids: Array, name: str = "ids") -> Array:
     if ids.ndim != 2:
         raise ValueError(f"{name} must be [N, S], got {shape_text(ids.shape)}")
     return ids.swapaxes(0, 1)
-
-
-@contextmanager
-def _evaluating(model: Module) -> Iterator[None]:
-    """Eval mode inside the block, the previous mode after it."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

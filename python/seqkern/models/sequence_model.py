@@ -20,7 +20,7 @@ from ..nn._arrays import Array, array_module, check_array, shape_text
 from ..nn._init import check_choice, check_size
 from ..nn.module import Module, Pullback
 from ._files import load_model, restore_model, save_model
-from ._recurrent import RecurrentOutput, make_core, split_gradient
+from ._recurrent import RecurrentOutput, hidden, make_core, split_gradient
 
 TASKS = ("many_to_one", "many_to_many", "one_to_many")
 
@@ -130,7 +130,7 @@ class SequenceModel(Module):
         """The head's input: outputs [S, N, D*H], or the last layer's final states [N, D*H]."""
         if self.config.task != "many_to_one":
             return y
-        h = _hidden(hx)[-self._directions :]
+        h = hidden(hx)[-self._directions :]
         return h.swapaxes(0, 1).reshape(h.shape[1], -1)
 
     def _outward(self, logits: Array) -> Array:
@@ -141,12 +141,12 @@ class SequenceModel(Module):
         """Gradient of (y, hx) from that of the head's input and that of hx."""
         if self.config.task != "many_to_one":
             return dfeatures, dhx
-        h = _hidden(hx)
+        h = hidden(hx)
         dh = array_module(h).zeros(h.shape, dtype=dfeatures.dtype)
         parts = dfeatures.reshape(h.shape[1], self._directions, -1)
         dh[-self._directions :] = parts.swapaxes(0, 1)
-        if dhx is not None and _hidden(dhx) is not None:
-            dh = dh + _hidden(dhx)
+        if dhx is not None and hidden(dhx) is not None:
+            dh = dh + hidden(dhx)
         if isinstance(hx, tuple):
             return None, (dh, None if dhx is None else dhx[1])
         return None, dh
@@ -164,8 +164,3 @@ class SequenceModel(Module):
         """A model in eval mode from a folder, or from one .safetensors file plus `config`."""
         known, weights = load_model(path, SequenceModelConfig, config)
         return restore_model(cls, known, weights, like="head.weight")
-
-
-def _hidden(hx: Any) -> Array:
-    """h of a state h or (h, c)."""
-    return hx[0] if isinstance(hx, tuple) else hx

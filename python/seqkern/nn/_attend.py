@@ -79,6 +79,11 @@ class KVCache:
         self.length = end
         return self.key, self.value
 
+    def reorder(self, rows: Array) -> None:
+        """Row n goes on from where row rows[n] was, as a beam search needs."""
+        if self._key is not None and self._value is not None:
+            self._key, self._value = self._key[rows], self._value[rows]
+
     def _stored(self, storage: Array | None, new: Array, end: int) -> Array:
         if storage is not None and (storage.shape[:2], storage.shape[3]) != (new.shape[:2], new.shape[3]):
             raise ValueError(

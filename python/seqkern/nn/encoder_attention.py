@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,24 @@ def _additive(
 ) -> tuple[Array, Array, Any]:
     """Attention by v · tanh(W_q q + W_k k); pull gives dq, dkeys and the weights' gradients."""
     w_query, w_key, v = weights
+    projected, saved = ops.linear_forward(keys, w_key)
+    context, probs, pull_projected = _additive_projected(q, keys, projected, (w_query, v), lengths)
+
+    def pull(dcontext: Array, dweights: Array | None) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+        dq, dkeys, dprojected, (dw_query, dv) = pull_projected(dcontext, dweights)
+        grads = ops.linear_backward(dprojected, saved)
+        return dq, grads.dx + dkeys, (dw_query, grads.dweight, dv)
+
+    return context, probs, pull
+
+
+def _additive_projected(
+    q: Array, keys: Array, projected: Array, weights: tuple[Array, Array], lengths: Array | None
+) -> tuple[Array, Array, Any]:
+    """`_additive` from projected = W_k k; pull gives dq, dkeys, dprojected and (dW_q, dv)."""
+    w_query, v = weights
     left, saved_q = ops.linear_forward(q, w_query)
-    right, saved_k = ops.linear_forward(keys, w_key)
-    bent, saved_tanh = ops.tanh_forward(left[:, :, None] + right[:, None])
+    bent, saved_tanh = ops.tanh_forward(left[:, :, None] + projected[:, None])
     scores, saved_v = ops.linear_forward(bent, v[None])
     blank_q = np.zeros((q.shape[0], 1, q.shape[1], 1), q.dtype)  # the scores are all in the mask
     blank_k = np.zeros((q.shape[0], 1, keys.shape[1], 1), q.dtype)
@@ -89,13 +105,12 @@ def _additive(
     )
     assert probs is not None
 
-    def pull(dcontext: Array, dweights: Array | None) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+    def pull(dcontext: Array, dweights: Array | None) -> tuple[Array, Array, Array, tuple[Array, Array]]:
         _, _, dvalue, dscores = pull_attention(_head(dcontext), _head(dweights))
         grad_v = ops.linear_backward(dscores[:, 0, ..., None].astype(scores.dtype, copy=False), saved_v)
         dsum = ops.tanh_backward(grad_v.dx, saved_tanh).dx
         grad_q = ops.linear_backward(dsum.sum(axis=2), saved_q)
-        grad_k = ops.linear_backward(dsum.sum(axis=1), saved_k)
-        return grad_q.dx, grad_k.dx + dvalue[:, 0], (grad_q.dweight, grad_k.dweight, grad_v.dweight[0])
+        return grad_q.dx, dvalue[:, 0], dsum.sum(axis=1), (grad_q.dweight, grad_v.dweight[0])
 
     return out[:, 0], probs[:, 0], pull
 
@@ -135,6 +150,45 @@ class BahdanauAttention(_EncoderAttention):
             return dq, dkeys
 
         return context, weights, pull
+
+    def bind(self, keys: Array, lengths: Array | None = None) -> BoundAttention:
+        """This attention over keys that stay the same while the queries come one by one."""
+        return BoundAttention(self, keys, lengths)
+
+
+class BoundAttention:
+    """`BahdanauAttention` over the same keys `[N, S, K]` many times: they are projected once.
+
+    `context, weights, pull = bound(query)` for a query `[N, Q]`; pull takes dcontext and returns
+    dquery. Once every pull has run, `bound.pull()` returns dkeys.
+    """
+
+    def __init__(self, attention: BahdanauAttention, keys: Array, lengths: Array | None) -> None:
+        self.attention, self.keys, self.lengths = attention, keys, lengths
+        self.projected, self._pull_projected = attention.key_proj.vjp(keys)
+        self._dkeys: Array | None = None
+        self._dprojected: Array | None = None
+
+    def __call__(self, query: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+        parameters = (self.attention.query_proj.weight, self.attention.v)
+        w_query, v = (p.data for p in parameters)
+        context, weights, pull_all = _additive_projected(
+            query[:, None], self.keys, self.projected, (w_query, v), self.lengths
+        )
+
+        def pull(dcontext: Array) -> Array:
+            dq, dkeys, dprojected, grads = pull_all(dcontext[:, None], None)
+            self._dkeys = dkeys if self._dkeys is None else self._dkeys + dkeys
+            self._dprojected = dprojected if self._dprojected is None else self._dprojected + dprojected
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.add_grad(grad)
+            return dq[:, 0]
+
+        return context[:, 0], weights[:, 0], pull
+
+    def pull(self) -> Array:
+        """dkeys, the sum over the uses whose pulls have run."""
+        return self._pull_projected(self._dprojected)[0] + self._dkeys
 
 
 class LuongAttention(_EncoderAttention):
