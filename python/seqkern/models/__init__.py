@@ -6,6 +6,7 @@ from ._transformer import ModelOutput
 from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .sequence_model import SequenceModel, SequenceModelConfig
+from .vit import ViT, ViTConfig
 
 __all__ = [
     "GPT2",
@@ -16,5 +17,7 @@ __all__ = [
     "RecurrentOutput",
     "SequenceModel",
     "SequenceModelConfig",
+    "ViT",
+    "ViTConfig",
     "count_parameters",
 ]
