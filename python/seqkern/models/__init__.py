@@ -6,6 +6,7 @@ from ._transformer import ModelOutput
 from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .sequence_model import SequenceModel, SequenceModelConfig
+from .swin import Swin, SwinConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "RecurrentOutput",
     "SequenceModel",
     "SequenceModelConfig",
+    "Swin",
+    "SwinConfig",
     "ViT",
     "ViTConfig",
     "count_parameters",
