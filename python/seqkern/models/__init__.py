@@ -8,7 +8,9 @@ from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqOutput
 from .sequence_model import SequenceModel, SequenceModelConfig
+from .swin import Swin, SwinConfig
 from .transformer_mt import TransformerMT, TransformerMTConfig
+from .vit import ViT, ViTConfig
 from .word2vec import Word2Vec, Word2VecConfig, join_phrases
 
 __all__ = [
@@ -24,8 +26,12 @@ __all__ = [
     "Seq2SeqOutput",
     "SequenceModel",
     "SequenceModelConfig",
+    "Swin",
+    "SwinConfig",
     "TransformerMT",
     "TransformerMTConfig",
+    "ViT",
+    "ViTConfig",
     "Word2Vec",
     "Word2VecConfig",
     "count_parameters",

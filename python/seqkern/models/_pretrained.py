@@ -144,9 +144,10 @@ def renamed(name: str, names: Mapping[str, str]) -> str:
     if name in names:
         return names[name]
     stem, _, kind = name.rpartition(".")
-    index = re.search(r"(?<=\.)\d+", stem)
     theirs = names[re.sub(r"(?<=\.)\d+", "#", stem)]
-    return f"{theirs.replace('#', index.group() if index else '')}.{kind}"
+    for index in re.findall(r"(?<=\.)\d+", stem):
+        theirs = theirs.replace("#", index, 1)
+    return f"{theirs}.{kind}"
 
 
 def read_hf_config(path: Path, model_types: tuple[str, ...]) -> dict[str, Any]:

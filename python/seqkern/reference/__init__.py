@@ -181,6 +181,7 @@ from .softmax import (
     softmax_forward,
 )
 from .transformer import multihead_attention, transformer_layer
+from .vit import ViTOutput, vit
 
 __all__ = [
     "AddLayerNormGradients",
@@ -240,6 +241,7 @@ __all__ = [
     "SoftmaxSaved",
     "TanhGradients",
     "TanhSaved",
+    "ViTOutput",
     "adagrad_update",
     "adamw_update",
     "add_layer_norm",
@@ -340,4 +342,5 @@ __all__ = [
     "tanh_backward",
     "tanh_forward",
     "transformer_layer",
+    "vit",
 ]

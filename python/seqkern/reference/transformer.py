@@ -51,9 +51,9 @@ def _linear(x: Array, params: Params, grads: Grads, name: str) -> tuple[Array, P
     return y, pull
 
 
-def _norm(x: Array, params: Params, grads: Grads, name: str) -> tuple[Array, Pull]:
+def _norm(x: Array, params: Params, grads: Grads, name: str, eps: float = 1e-5) -> tuple[Array, Pull]:
     shape = x.shape[-1:]
-    y, saved = layer_norm_forward(x, shape, params[f"{name}.weight"], params.get(f"{name}.bias"))
+    y, saved = layer_norm_forward(x, shape, params[f"{name}.weight"], params.get(f"{name}.bias"), eps)
 
     def pull(dy: Array) -> Array:
         found = layer_norm_backward(dy, saved)
