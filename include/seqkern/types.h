@@ -13,6 +13,9 @@ enum class DType : std::uint8_t { f32, f64, bf16, f16 };
 struct bf16 {
   std::uint16_t bits;
 };
+struct f16 {  // CUDA only
+  std::uint16_t bits;
+};
 
 // The type arithmetic and accumulators use for values stored as T.
 template <class T>

@@ -1,0 +1,234 @@
+// The device layer: the only inline PTX of the project, and every word of CUDA a kernel uses.
+//
+// Under nvcc the functions below are PTX or intrinsics. Under any other compiler they have host bodies on top of
+// tests/hostcuda/runtime.h, which runs the kernels' own text with one fiber per thread. The layouts of the warp
+// matrix instructions are those of the PTX ISA, "Warp-level matrix instructions".
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "seqkern/types.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define SEQKERN_HOSTCUDA 0
+#else
+#include "hostcuda/runtime.h"
+#define SEQKERN_HOSTCUDA 1
+#endif
+
+// The cells of src/kernels/*_cell.h are compiled into this namespace, over V = float or double.
+#define SEQKERN_ISA cuda
+#define SEQKERN_INLINE __device__ __forceinline__
+
+// `name`: the block's dynamic shared memory, 1024-byte aligned.
+// SEQKERN_SHARED(type, name, count): an array of the block's own.
+#if SEQKERN_HOSTCUDA
+#define SEQKERN_DYNAMIC_SHARED(name) auto name = static_cast<unsigned char*>(::hostcuda::dynamic_shared())
+#define SEQKERN_SHARED(type, name, count) \
+  static const char name##_key = 0;       \
+  auto name = static_cast<type*>(::hostcuda::static_shared(&name##_key, sizeof(type) * (count)))
+#else
+#define SEQKERN_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define SEQKERN_SHARED(type, name, count) __shared__ type name[count]
+#endif
+
+namespace seqkern::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// ---- storage: one value at a time; arithmetic is float, or double for double ----
+
+template <class To, class From>
+SEQKERN_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+SEQKERN_INLINE float load(const float* p) { return *p; }
+SEQKERN_INLINE double load(const double* p) { return *p; }
+SEQKERN_INLINE float load(const bf16* p) { return bit_cast<float>(std::uint32_t(p->bits) << 16); }
+SEQKERN_INLINE float load(const f16* p) {
+#if SEQKERN_HOSTCUDA
+  return float(bit_cast<_Float16>(p->bits));
+#else
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(p->bits));
+  return v;
+#endif
+}
+
+SEQKERN_INLINE void store(float* p, float v) { *p = v; }
+SEQKERN_INLINE void store(double* p, double v) { *p = v; }
+SEQKERN_INLINE void store(bf16* p, float v) {  // to nearest even
+#if SEQKERN_HOSTCUDA
+  auto u = bit_cast<std::uint32_t>(v);
+  p->bits = v == v ? std::uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16) : std::uint16_t(0x7fff);
+#else
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(p->bits) : "f"(v));
+#endif
+}
+SEQKERN_INLINE void store(f16* p, float v) {
+#if SEQKERN_HOSTCUDA
+  p->bits = bit_cast<std::uint16_t>(_Float16(v));
+#else
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(p->bits) : "f"(v));
+#endif
+}
+
+// As a value stored and loaded again.
+template <class T>
+SEQKERN_INLINE acc_t<T> rounded(acc_t<T> v) {
+  T stored;
+  store(&stored, v);
+  return load(&stored);
+}
+
+template <class T>
+SEQKERN_INLINE acc_t<T> load_or_zero(const T* p, index_t offset) {
+  return p ? load(p + offset) : acc_t<T>(0);
+}
+
+// ---- functions ----
+
+SEQKERN_INLINE float exp(float x) { return ::expf(x); }
+SEQKERN_INLINE double exp(double x) { return ::exp(x); }
+SEQKERN_INLINE float log(float x) { return ::logf(x); }
+SEQKERN_INLINE double log(double x) { return ::log(x); }
+SEQKERN_INLINE float tanh(float x) { return ::tanhf(x); }
+SEQKERN_INLINE double tanh(double x) { return ::tanh(x); }
+template <class V>
+SEQKERN_INLINE V sigmoid(V x) {
+  V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
+  return (x < 0 ? e : V(1)) / (1 + e);
+}
+template <class V>
+SEQKERN_INLINE V infinity() {
+  return V(__builtin_huge_val());
+}
+
+// ---- a block and its warps ----
+
+SEQKERN_INLINE int lane_id() { return int(threadIdx.x) & 31; }
+SEQKERN_INLINE int warp_id() { return int(threadIdx.x) >> 5; }
+SEQKERN_INLINE int warps() { return int(blockDim.x) >> 5; }
+
+SEQKERN_INLINE void sync_block() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::barrier(0, 0, true, "__syncthreads");
+#else
+  __syncthreads();
+#endif
+}
+SEQKERN_INLINE void sync_warp(unsigned mask = kAllLanes) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::collective(mask, "__syncwarp", nullptr, nullptr, nullptr);
+#else
+  __syncwarp(mask);
+#endif
+}
+// Named barriers 1..15 of `threads` threads, a multiple of 32: wait for the others, or only arrive.
+SEQKERN_INLINE void barrier_sync(int id, int threads) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::barrier(id, threads, true, "bar.sync");
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+SEQKERN_INLINE void barrier_arrive(int id, int threads) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::barrier(id, threads, false, "bar.arrive");
+#else
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+
+#if SEQKERN_HOSTCUDA
+template <class T>
+struct ShuffleOperand {
+  T value;
+  int from;
+};
+template <class T>
+T shuffle_on_host(T v, int from, const char* what, unsigned mask) {
+  ShuffleOperand<T> in{v, from};
+  hostcuda::collective(mask, what, &in, &v, [](std::uint32_t m, void* const* i, void* const* o) {
+    for (int l = 0; l < 32; ++l) {
+      if (!(m >> l & 1)) continue;
+      int s = static_cast<ShuffleOperand<T>*>(i[l])->from;
+      if (!(m >> s & 1)) hostcuda::fail("shuffle from lane %d, which takes no part", s);
+      *static_cast<T*>(o[l]) = static_cast<ShuffleOperand<T>*>(i[s])->value;
+    }
+  });
+  return v;
+}
+#endif
+template <class T>
+SEQKERN_INLINE T shuffle(T v, int from, unsigned mask = kAllLanes) {
+#if SEQKERN_HOSTCUDA
+  return shuffle_on_host(v, from & 31, "__shfl_sync", mask);
+#else
+  return __shfl_sync(mask, v, from);
+#endif
+}
+template <class T>
+SEQKERN_INLINE T shuffle_xor(T v, int with, unsigned mask = kAllLanes) {
+#if SEQKERN_HOSTCUDA
+  return shuffle_on_host(v, hostcuda::lane() ^ with, "__shfl_xor_sync", mask);
+#else
+  return __shfl_xor_sync(mask, v, with);
+#endif
+}
+
+SEQKERN_INLINE float atomic_add(float* p, float v) {
+#if SEQKERN_HOSTCUDA
+  float old = *p;
+  *p = old + v;
+  return old;
+#else
+  return atomicAdd(p, v);
+#endif
+}
+
+// ---- asynchronous copies, global to shared: `kBytes` 16, 8 or 4; not `valid`: zeros, and nothing is read ----
+
+#if !SEQKERN_HOSTCUDA
+SEQKERN_INLINE std::uint32_t shared_address(const void* p) { return std::uint32_t(__cvta_generic_to_shared(p)); }
+#endif
+template <int kBytes>
+SEQKERN_INLINE void copy_async(void* to, const void* from, bool valid = true) {
+  static_assert(kBytes == 16 || kBytes == 8 || kBytes == 4);
+#if SEQKERN_HOSTCUDA
+  hostcuda::copy_async(to, from, kBytes, valid ? kBytes : 0);
+#else
+  int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes),
+                 "r"(bytes)
+                 : "memory");
+#endif
+}
+SEQKERN_INLINE void copy_commit() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::commit_async();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most kPending of the groups committed last are in flight.
+template <int kPending>
+SEQKERN_INLINE void copy_wait() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::wait_async(kPending);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+}  // namespace seqkern::cuda
