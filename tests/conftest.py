@@ -1,7 +1,8 @@
 """Fixtures of the kernel tests: backend x ISA x dtype, and the one source of tolerances.
 
-`ops` is the functional API with the ISA under test switched on. Long sweeps are marked `slow`,
-tests that ask torch for a second opinion `torch`, tests of a GPU `gpu`.
+`ops` is the functional API on the backend under test: `cpu` once per ISA, and `hostcuda`, the CUDA
+kernels' own text executed on the host (tests/hostcuda). Long sweeps are marked `slow`, tests that
+ask torch for a second opinion `torch`, tests of a GPU `gpu`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,12 @@ pytest.register_assert_rewrite("support")
 from support import tolerance as tolerances  # noqa: E402 - needs the path above
 from support.cases import DTYPES, DTypes  # noqa: E402
 
-BACKENDS = ("cpu",)
+# The modules whose kernels have a CUDA twin: their tests run on hostcuda too.
+CUDA_TWINS = frozenset(
+    f"test_{name}" for name in ("rnn", "lstm", "gru", "cells", "softmax", "cross_entropy", "embedding")
+)
+ORDERS = ("forward", "reverse", "random")
+DEVICES = ((227 * 1024, 8), (163 * 1024, 1), (6 * 1024, 8))  # bytes of shared memory, blocks of a cluster
 
 
 def isa_names() -> list[str]:
@@ -33,12 +40,18 @@ def isa_names() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give `case` and `variant` what the test's class lists, and `isa` what the machine has."""
+    """Give `case` and `variant` what the test's class lists, and the backends and ISAs there are."""
     for name in ("case", "variant", "torch_variant"):
         values = getattr(metafunc.cls, f"{name}s", None)
         if values is not None and name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=str)
-    if "isa" in metafunc.fixturenames:
+    if "backend" in metafunc.fixturenames:
+        pairs = [("cpu", isa) for isa in isa_names()]
+        if metafunc.module.__name__.rpartition(".")[2] in CUDA_TWINS:
+            pairs.append(("hostcuda", ""))
+        ids = ["-".join(filter(None, pair)) for pair in pairs]
+        metafunc.parametrize(("backend", "isa"), pairs, ids=ids, indirect=True)
+    elif "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", isa_names(), indirect=True)
 
 
@@ -68,13 +81,39 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     from seqkern import _cpu
 
     before = _cpu.active_isa()
-    _cpu.set_isa(request.param)
+    _cpu.set_isa(request.param or before)
     yield request.param
     _cpu.set_isa(before)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="session")
+def hostcuda() -> ModuleType:
+    """The CUDA kernels executed on the host, built once; skipped where nothing can build them."""
+    from hostcuda import build
+
+    if build.compiler() is None:
+        pytest.skip("hostcuda needs a C++ compiler and pybind11")
+    return build.load(build.build())
+
+
+def stand_below_ops(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts `module` where the functional API looks for its kernels."""
+    for name, ops_module in list(sys.modules.items()):
+        if name.startswith("seqkern.ops.") and hasattr(ops_module, "_cpu"):
+            monkeypatch.setattr(ops_module, "_cpu", module)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
+    """`cpu`, or `hostcuda` in a thread order, copy mode and device drawn from the test's name."""
+    if request.param == "hostcuda":
+        module = request.getfixturevalue("hostcuda")
+        stand_below_ops(module, request.getfixturevalue("monkeypatch"))
+        draw = zlib.crc32(request.node.name.encode())
+        shared, cluster = DEVICES[draw // 6 % 3]
+        module.configure(
+            order=ORDERS[draw % 3], deferred=bool(draw // 3 % 2), max_shared=shared, max_cluster=cluster
+        )
     return str(request.param)
 
 

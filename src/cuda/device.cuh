@@ -21,6 +21,11 @@
 // The cells of src/kernels/*_cell.h are compiled into this namespace, over V = float or double.
 #define SEQKERN_ISA cuda
 #define SEQKERN_INLINE __device__ __forceinline__
+#if SEQKERN_HOSTCUDA
+#define SEQKERN_UNROLL
+#else
+#define SEQKERN_UNROLL _Pragma("unroll")
+#endif
 
 // `name`: the block's dynamic shared memory, 1024-byte aligned.
 // SEQKERN_SHARED(type, name, count): an array of the block's own.
@@ -190,6 +195,54 @@ SEQKERN_INLINE float atomic_add(float* p, float v) {
   return old;
 #else
   return atomicAdd(p, v);
+#endif
+}
+
+// ---- clusters: blocks that see each other's shared memory (compute capability 9.0; elsewhere each is alone) ----
+
+SEQKERN_INLINE int cluster_rank() {
+#if SEQKERN_HOSTCUDA
+  return int(hostcuda::cluster_rank());
+#elif __CUDA_ARCH__ >= 900
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+SEQKERN_INLINE int cluster_size() {
+#if SEQKERN_HOSTCUDA
+  return int(hostcuda::cluster_size());
+#elif __CUDA_ARCH__ >= 900
+  int size;
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(size));
+  return size;
+#else
+  return 1;
+#endif
+}
+// Every thread of the cluster meets here and sees what the others wrote before, wherever it lies.
+SEQKERN_INLINE void sync_cluster() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::cluster_barrier();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+// The same place in the dynamic shared memory of another block of the cluster.
+template <class T>
+SEQKERN_INLINE T* peer(T* p, int rank) {
+#if SEQKERN_HOSTCUDA
+  return static_cast<T*>(hostcuda::peer(p, unsigned(rank)));
+#elif __CUDA_ARCH__ >= 900
+  std::uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+  return reinterpret_cast<T*>(there);
+#else
+  return p;
 #endif
 }
 

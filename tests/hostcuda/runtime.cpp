@@ -401,7 +401,8 @@ void collective(std::uint32_t mask, const char* what, void* in, void* out, Combi
   if (!g) {
     if (!unused) fail("too many warp collectives in flight");
     for (int l = 0; l < 32; ++l)
-      if ((mask >> l & 1) && (first + l >= (f->block + 1) * threads_per_block() || fibers[std::size_t(first + l)]->done))
+      if ((mask >> l & 1) &&
+          (first + l >= (f->block + 1) * threads_per_block() || fibers[std::size_t(first + l)]->done))
         fail("%s: mask %08x names lane %d, which has exited or does not exist", what, mask, l);
     g = unused;
     g->mask = mask, g->what = what;

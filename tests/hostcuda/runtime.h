@@ -38,7 +38,7 @@ enum class Order { forward, reverse, random };
 struct Config {
   Order order = Order::forward;
   std::uint64_t seed = 1;
-  bool deferred = false;                     // asynchronous copies land at the wait, not at the issue
+  bool deferred = false;                         // asynchronous copies land at the wait, not at the issue
   int max_shared = 227 * 1024, max_cluster = 8;  // the device pretended
 };
 extern Config config;

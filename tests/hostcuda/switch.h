@@ -83,7 +83,8 @@ inline void entered_context() {
 
 inline void make_context(Context& c, std::size_t size) {
   constexpr std::size_t kPage = 4096;  // an unmapped page below the stack
-  void* memory = mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, kPage, PROT_NONE);
   c.stack = static_cast<unsigned char*>(memory) + kPage;

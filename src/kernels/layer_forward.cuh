@@ -1,0 +1,187 @@
+// Forward pass of a recurrent layer over any cell, on the GPU: x W_ih' of all steps in one product, then one launch
+// that walks the steps (layer.cuh). The state is double-buffered, so that one barrier a step is enough.
+//
+// A Cell gives
+//   kGates, kLate, kFolded     as on the CPU: gates, those that need a second product in the step, and those whose
+//                              bias_hh is added to the input side
+//   operator()(site, x, h, h_prev, on)   the new state from the two sides of the sums; or, with kLate,
+//   early(...), late(...)                the operand of the second product, and the state from its sum
+#pragma once
+#include "cuda/gemm.cuh"
+#include "cuda/types.cuh"
+#include "layer.cuh"
+
+namespace seqkern::cuda {
+
+template <class A>
+struct ForwardArguments {
+  RecurrentForward p;
+  Plan plan;
+  const A* gate_sums;  // x W_ih' + biases, [T, N, G*H]
+  A* exchange;         // in global memory, a set for every cluster; unless it is on chip
+};
+
+template <class T, class W, class Cell>
+struct ForwardWalk {
+  using A = acc_t<T>;
+  static constexpr int G = Cell::kGates, kEarly = G - Cell::kLate;
+
+  const ForwardArguments<A>& a;
+  const RecurrentForward& p;
+  const Cell& cell;
+  index_t H, S, n;
+  int row;
+  bool there;  // this lane has a row and speaks for it
+  Range units, states;
+  Exchange<A> state[2], full;
+  GateRows<W> hidden, projection;
+
+  SEQKERN_INLINE ForwardWalk(const ForwardArguments<A>& arguments, const Cell& c, unsigned char* shared)
+      : a(arguments), p(a.p), cell(c), H(p.hidden_size), S(p.state_size()), units(own(H)), states(own(S)) {
+    index_t cluster = blockIdx.x / unsigned(cluster_size());
+    row = lane_id() % kRows;
+    n = cluster * kRows + row;
+    there = lane_id() < kRows && n < p.batch;
+    Pieces pieces{shared}, global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
+    Pieces& from = a.plan.exchange_on_chip ? pieces : global;
+    for (auto& s : state) s = {from.take<A>(kRows * S), S, a.plan.exchange_on_chip};
+    if (needs_full(p)) full = {from.take<A>(kRows * H), H, a.plan.exchange_on_chip};
+    hidden = {static_cast<const W*>(p.weight_hh), H, S};
+    projection = {static_cast<const W*>(p.weight_hr), S, H};
+    if (!a.plan.weights_on_chip) return;
+    hidden = hidden.on_chip(G, units, pieces);
+    if (p.proj_size) projection = projection.on_chip(1, states, pieces);
+  }
+
+  static __host__ __device__ bool needs_full(const RecurrentForward& p) { return p.proj_size || Cell::kLate; }
+  static __host__ __device__ std::size_t bytes(const RecurrentForward& p) {
+    std::size_t rows = kRows * sizeof(A);
+    return 2 * padded(rows * p.state_size()) + (needs_full(p) ? padded(rows * p.hidden_size) : 0);
+  }
+  static std::size_t weight_bytes(const RecurrentForward& p, int cluster) {
+    index_t H = p.hidden_size, S = p.state_size();
+    std::size_t own_hidden = padded(std::size_t(ceil_div(H, cluster) * G * S) * sizeof(W));
+    return own_hidden + (p.proj_size ? padded(std::size_t(ceil_div(S, cluster) * H) * sizeof(W)) : 0);
+  }
+
+  SEQKERN_INLINE void run() {
+    start();
+    for (index_t s = 0; s < p.seq_len; ++s) step(p.reverse ? p.seq_len - 1 - s : s, state[s & 1], state[(s + 1) & 1]);
+    for_units(states, [&](index_t u) {
+      if (there) store(static_cast<T*>(p.h_n) + n * S + u, state[p.seq_len & 1].get(row, u));
+    });
+  }
+
+  SEQKERN_INLINE void start() {
+    for_units(states, [&](index_t u) {
+      A h = there ? load_or_zero(static_cast<const T*>(p.h0), n * S + u) : A(0);
+      if (lane_id() < kRows) {
+        state[0].put(row, u, h);
+        state[1].put(row, u, A(0));
+      }
+    });
+    for_units(units, [&](index_t u) {
+      if (lane_id() < kRows && full.data) full.put(row, u, A(0));
+      if (there && p.c_n) static_cast<A*>(p.c_n)[n * H + u] = load_or_zero(static_cast<const A*>(p.c0), n * H + u);
+    });
+    sync_cluster();
+  }
+
+  SEQKERN_INLINE void step(index_t t, const Exchange<A>& now, const Exchange<A>& next) {
+    bool on = there && active(p.lengths, n, t);
+    for_units(units, [&](index_t u) {
+      const W* rows[kEarly];
+      A x[kEarly], h[kEarly];
+      for (int g = 0; g < kEarly; ++g) {
+        rows[g] = hidden.row(g, u);
+        x[g] = there ? sums(t, g, u) : A(0);
+      }
+      row_products(rows, now, h);
+      if (!there) return;
+      Site at{t, n, u};
+      if constexpr (Cell::kLate) {
+        full.put(row, u, cell.early(at, x, h, now.get(row, u), on));
+      } else {
+        A value = cell(at, x, h, p.proj_size ? A(0) : now.get(row, u), on);
+        if (p.proj_size) full.put(row, u, value);
+        else finish(at, value, on, now, next);
+      }
+    });
+    if (full.data) sync_cluster();
+    if constexpr (Cell::kLate) {
+      for_units(units, [&](index_t u) {
+        const W* rows[1] = {hidden.row(kEarly, u)};
+        A h[1];
+        row_products(rows, full, h);
+        if (!there) return;
+        Site at{t, n, u};
+        finish(at, cell.late(at, sums(t, kEarly, u) + h[0], now.get(row, u), on), on, now, next);
+      });
+    } else if (p.proj_size) {
+      for_units(states, [&](index_t u) {
+        const W* rows[1] = {projection.row(0, u)};
+        A h[1];
+        row_products(rows, full, h);
+        if (there) finish({t, n, u}, h[0], on, now, next);
+      });
+    }
+    sync_cluster();
+  }
+
+  SEQKERN_INLINE A sums(index_t t, int gate, index_t u) const {
+    return a.gate_sums[((t * p.batch + n) * G + gate) * H + u];
+  }
+
+  // The new state of a row, as stored: what a later call would see. A row that is over keeps its state.
+  SEQKERN_INLINE void finish(Site at, A h, bool on, const Exchange<A>& now, const Exchange<A>& next) const {
+    if (p.y) store(static_cast<T*>(p.y) + (at.t * p.batch + n) * S + at.u, on ? h : A(0));
+    next.put(row, at.u, on ? rounded<T>(h) : now.get(row, at.u));
+  }
+};
+
+template <class T, class W, class Cell>
+__global__ void __launch_bounds__(32 * kMaxWarps) layer_forward_kernel(ForwardArguments<acc_t<T>> a, Cell cell) {
+  SEQKERN_DYNAMIC_SHARED(shared);
+  ForwardWalk<T, W, Cell>(a, cell, shared).run();
+}
+
+// gate_sums, with the biases that can be added before the time loop.
+template <class A>
+struct StoreSums {
+  A* data;
+  const A *bias_ih, *bias_hh;
+  index_t columns, folded;
+  SEQKERN_INLINE void operator()(index_t i, index_t j, A v) const {
+    if (bias_ih) v += bias_ih[j];
+    if (bias_hh && j < folded) v += bias_hh[j];
+    data[i * columns + j] = v;
+  }
+};
+
+// Runs the layer, or with no workspace only returns the bytes it needs. make(pieces): the cell.
+template <class T, class W, class Cell, class Make>
+std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stream_, Make make) {
+  using A = acc_t<T>;
+  using Walk = ForwardWalk<T, W, Cell>;
+  auto stream = static_cast<cudaStream_t>(stream_);
+  index_t rows = p.seq_len * p.batch, columns = Cell::kGates * p.hidden_size, clusters = ceil_div(p.batch, kRows);
+  Pieces pieces{static_cast<unsigned char*>(workspace)};
+  A* gate_sums = pieces.take<A>(rows * columns);
+  Cell cell = make(pieces);
+  A* exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
+  if (!workspace || !clusters) return pieces.used;
+
+  gemm<A>(rows, columns, p.input_size, RowMajor<T>{static_cast<const T*>(p.x), p.input_size},
+          RowMajor<W>{static_cast<const W*>(p.weight_ih), p.input_size},
+          StoreSums<A>{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,
+                       Cell::kFolded * p.hidden_size},
+          stream);
+  index_t widest = p.hidden_size > p.state_size() ? p.hidden_size : p.state_size();
+  Plan plan = make_plan(widest, Walk::bytes(p), [&](int cluster) { return Walk::weight_bytes(p, cluster); });
+  Launch l{dim3(unsigned(clusters) * unsigned(plan.cluster)), dim3(unsigned(plan.threads)), plan.shared_bytes,
+           plan.cluster, stream};
+  launch(l, layer_forward_kernel<T, W, Cell>, ForwardArguments<A>{p, plan, gate_sums, exchange}, cell);
+  return pieces.used;
+}
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,139 @@
+// Softmax, log-softmax and cross-entropy on the GPU. A row of up to 1024 columns belongs to a warp, a longer one to
+// a block; it is read once for the maximum and once for the sum, from then on out of L1 or L2.
+#include "seqkern/softmax.h"
+
+#include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/types.cuh"
+
+namespace seqkern::cuda {
+namespace {
+
+// f(row) for the rows of this thread's warp or block.
+template <class F>
+SEQKERN_INLINE void for_rows(index_t rows, F f) {
+  index_t step = index_t(gridDim.x) * blockDim.y;
+  for (index_t r = index_t(blockIdx.x) * blockDim.y + threadIdx.y; r < rows; r += step) f(r);
+}
+template <class F>
+SEQKERN_INLINE void for_columns(index_t columns, F f) {
+  for (index_t j = threadIdx.x; j < columns; j += blockDim.x) f(j);
+}
+
+template <class A>
+struct Lse {
+  A max, sum;
+};
+
+// max and sum of exp(x - max) of a row. A row of -inf alone has max 0 here, so that no NaN is made.
+template <class T, class A = acc_t<T>>
+SEQKERN_INLINE Lse<A> row_lse(const T* x, index_t columns) {
+  A top = -infinity<A>(), sum = 0;
+  for_columns(columns, [&](index_t j) { top = Max{}(load(x + j), top); });
+  top = reduce_row(Max{}, top);
+  if (top == -infinity<A>()) top = 0;
+  for_columns(columns, [&](index_t j) { sum += exp(load(x + j) - top); });
+  return {top, reduce_row(Sum{}, sum)};
+}
+
+template <class T>
+__global__ void softmax_forward_kernel(SoftmaxForward p) {
+  for_rows(p.rows, [&](index_t r) {
+    auto x = static_cast<const T*>(p.x) + r * p.columns;
+    auto y = static_cast<T*>(p.y) + r * p.columns;
+    auto s = row_lse(x, p.columns);
+    auto log_sum = log(s.sum);  // apart from the maximum, which may be far larger
+    for_columns(p.columns, [&](index_t j) {
+      auto above = load(x + j) - s.max;
+      store(y + j, p.log ? above - log_sum : exp(above) / s.sum);
+    });
+  });
+}
+
+template <class T>
+__global__ void softmax_backward_kernel(SoftmaxBackward p) {
+  using A = acc_t<T>;
+  for_rows(p.rows, [&](index_t r) {
+    auto y = static_cast<const T*>(p.y) + r * p.columns, dy = static_cast<const T*>(p.dy) + r * p.columns;
+    auto dx = static_cast<T*>(p.dx) + r * p.columns;
+    A sum = 0;
+    for_columns(p.columns, [&](index_t j) { sum += p.log ? load(dy + j) : load(dy + j) * load(y + j); });
+    sum = reduce_row(Sum{}, sum);
+    for_columns(p.columns, [&](index_t j) {
+      A d = load(dy + j), v = load(y + j);
+      store(dx + j, p.log ? d - exp(v) * sum : v * (d - sum));
+    });
+  });
+}
+
+template <class T>
+__global__ void cross_entropy_forward_kernel(CrossEntropyForward p) {
+  using A = acc_t<T>;
+  A smooth = A(p.label_smoothing);
+  for_rows(p.rows, [&](index_t r) {
+    auto x = static_cast<const T*>(p.logits) + r * p.columns;
+    index_t t = p.target[r];
+    A loss = 0, lse = 0;
+    if (t != p.ignore_index) {
+      auto s = row_lse(x, p.columns);
+      A log_sum = log(s.sum);
+      lse = s.max + log_sum;
+      loss = (1 - smooth) * (log_sum - (load(x + t) - s.max));  // no cancellation against a large max
+      if (smooth != 0) {
+        A total = 0;
+        for_columns(p.columns, [&](index_t j) { total += load(x + j) - s.max; });
+        loss += smooth * (log_sum - reduce_row(Sum{}, total) / A(p.columns));
+      }
+    }
+    if (threadIdx.x == 0) {
+      static_cast<A*>(p.loss)[r] = loss;
+      static_cast<A*>(p.lse)[r] = lse;
+    }
+  });
+}
+
+template <class T>
+__global__ void cross_entropy_backward_kernel(CrossEntropyBackward p) {
+  using A = acc_t<T>;
+  A smooth = A(p.label_smoothing), even = smooth / A(p.columns);
+  for_rows(p.rows, [&](index_t r) {
+    auto x = static_cast<const T*>(p.logits) + r * p.columns;
+    auto dx = static_cast<T*>(p.dlogits) + r * p.columns;
+    index_t t = p.target[r];
+    bool ignored = t == p.ignore_index;
+    A lse = static_cast<const A*>(p.lse)[r], scale = ignored ? A(0) : static_cast<const A*>(p.scale)[r];
+    for_columns(p.columns, [&](index_t j) {
+      A d = exp(load(x + j) - lse) - even - (j == t ? 1 - smooth : A(0));
+      store(dx + j, ignored ? A(0) : scale * d);
+    });
+  });
+}
+
+template <class Params>
+void launch_rows(const Params& p, void* stream, void (*kernel)(Params)) {
+  if (!p.rows || !p.columns) return;
+  bool narrow = p.columns <= 1024;
+  Launch l;
+  l.threads = narrow ? dim3(32, 4) : dim3(256);
+  index_t blocks = ceil_div(p.rows, index_t(l.threads.y));
+  l.blocks = dim3(unsigned(blocks < 65536 ? blocks : 65536));
+  l.stream = static_cast<cudaStream_t>(stream);
+  launch(l, kernel, p);
+}
+
+}  // namespace
+
+void softmax_forward(const SoftmaxForward& p, void* stream) {
+  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, softmax_forward_kernel<T>); });
+}
+void softmax_backward(const SoftmaxBackward& p, void* stream) {
+  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, softmax_backward_kernel<T>); });
+}
+void cross_entropy_forward(const CrossEntropyForward& p, void* stream) {
+  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, cross_entropy_forward_kernel<T>); });
+}
+void cross_entropy_backward(const CrossEntropyBackward& p, void* stream) {
+  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, cross_entropy_backward_kernel<T>); });
+}
+
+}  // namespace seqkern::cuda
