@@ -34,7 +34,7 @@ struct RecurrentInputs {
   const void *bias_ih = nullptr, *bias_hh = nullptr, *peephole = nullptr;
   const void *h0 = nullptr, *c0 = nullptr;
 
-  index_t state_size() const { return proj_size ? proj_size : hidden_size; }
+  constexpr index_t state_size() const { return proj_size ? proj_size : hidden_size; }
 };
 
 struct RecurrentForward : RecurrentInputs {

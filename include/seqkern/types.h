@@ -29,6 +29,7 @@ struct AccumulatorOf<double> {
 template <class T>
 using acc_t = typename AccumulatorOf<T>::type;
 
+constexpr index_t min_of(index_t a, index_t b) { return a < b ? a : b; }
 constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 

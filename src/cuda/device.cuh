@@ -246,11 +246,87 @@ SEQKERN_INLINE T* peer(T* p, int rank) {
 #endif
 }
 
-// ---- asynchronous copies, global to shared: `kBytes` 16, 8 or 4; not `valid`: zeros, and nothing is read ----
+// ---- mbarriers: a phase ends when `count` threads have arrived and all bytes expected have come ----
 
 #if !SEQKERN_HOSTCUDA
 SEQKERN_INLINE std::uint32_t shared_address(const void* p) { return std::uint32_t(__cvta_generic_to_shared(p)); }
 #endif
+SEQKERN_INLINE void mbarrier_init(std::uint64_t* bar, int count) {  // sync_cluster before anybody else uses it
+#if SEQKERN_HOSTCUDA
+  hostcuda::mbarrier_init(bar, count);
+#elif __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(shared_address(bar)),
+      "r"(count)
+      : "memory");
+#endif
+}
+SEQKERN_INLINE void mbarrier_expect(std::uint64_t* bar, int bytes) {  // arrives, too
+#if SEQKERN_HOSTCUDA
+  hostcuda::mbarrier_arrive(bar, bytes);
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Until the phase of this parity has ended; the first phase is 0.
+SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
+#if SEQKERN_HOSTCUDA
+  while (!hostcuda::mbarrier_done(bar, parity)) {
+  }
+#elif __CUDA_ARCH__ >= 900
+  int done;
+  do
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.b32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(shared_address(bar)), "r"(parity)
+        : "memory");
+  while (!done);
+#endif
+}
+// *p = v in block `rank` of the cluster; its size in bytes comes to that block's `bar`. Both addresses are this
+// block's own.
+template <class V>
+SEQKERN_INLINE void store_async(V* p, V v, std::uint64_t* bar, int rank) {
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8);
+#if SEQKERN_HOSTCUDA
+  hostcuda::store_async(hostcuda::peer(p, unsigned(rank)), &v, sizeof v,
+                        static_cast<std::uint64_t*>(hostcuda::peer(bar, unsigned(rank))));
+#elif __CUDA_ARCH__ >= 900
+  std::uint32_t to, there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(p)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(bar)), "r"(rank));
+  if constexpr (sizeof(V) == 4)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+                 "r"(bit_cast<std::uint32_t>(v)), "r"(there)
+                 : "memory");
+  else
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
+                 "l"(bit_cast<std::uint64_t>(v)), "r"(there)
+                 : "memory");
+#endif
+}
+
+// ---- wide words: both addresses must be multiples of kBytes ----
+
+template <int kBytes>
+struct alignas(kBytes) Word {
+  std::uint16_t parts[kBytes / 2];
+};
+template <int kBytes>
+SEQKERN_INLINE void copy_word(void* to, const void* from) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::check_aligned(to, kBytes, "copy_word");
+  hostcuda::check_aligned(from, kBytes, "copy_word");
+#endif
+  *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
+}
+
+// ---- asynchronous copies, global to shared: `kBytes` 16, 8 or 4; not `valid`: zeros, and nothing is read ----
+
 template <int kBytes>
 SEQKERN_INLINE void copy_async(void* to, const void* from, bool valid = true) {
   static_assert(kBytes == 16 || kBytes == 8 || kBytes == 4);

@@ -15,18 +15,11 @@ constexpr int kRows = 8;  // rows a block copies
 constexpr int kThreads = 128;
 
 template <int kBytes>
-struct alignas(kBytes) Word {
-  std::uint16_t parts[kBytes / 2];
-};
-
-template <int kBytes>
 __global__ void embedding_forward_kernel(EmbeddingForward p) {
-  using W = Word<kBytes>;
-  index_t words = p.row_bytes / kBytes;
   for (index_t i = index_t(blockIdx.x) * kRows + threadIdx.y; i < p.count; i += index_t(gridDim.x) * kRows) {
-    auto from = static_cast<const W*>(p.weight) + p.ids[i] * words;
-    auto to = static_cast<W*>(p.y) + i * words;
-    for (index_t j = threadIdx.x; j < words; j += 32) to[j] = from[j];
+    auto from = static_cast<const char*>(p.weight) + p.ids[i] * p.row_bytes;
+    auto to = static_cast<char*>(p.y) + i * p.row_bytes;
+    for (index_t j = threadIdx.x * kBytes; j < p.row_bytes; j += 32 * kBytes) copy_word<kBytes>(to + j, from + j);
   }
 }
 

@@ -38,7 +38,7 @@ struct BackwardWalk {
   int row;
   bool there;
   Range units, states;
-  Exchange<A> shared_gates[2], late;
+  Exchange<A> gates, late;
   GateRows<W> hidden, before;
 
   SEQKERN_INLINE BackwardWalk(const BackwardArguments<A>& arguments, const Cell& c, unsigned char* shared)
@@ -47,10 +47,13 @@ struct BackwardWalk {
     row = lane_id() % kRows;
     n = cluster * kRows + row;
     there = lane_id() < kRows && n < p.batch;
-    Pieces pieces{shared}, global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
+    auto barriers = reinterpret_cast<std::uint64_t*>(shared);
+    Pieces pieces{shared, kBarrierBytes},
+        global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
     Pieces& from = a.plan.exchange_on_chip ? pieces : global;
-    for (auto& s : shared_gates) s = {from.take<A>(kRows * kEarly * H), kEarly * H, a.plan.exchange_on_chip};
-    if (has_before(p)) late = {from.take<A>(kRows * late_width(p)), late_width(p), a.plan.exchange_on_chip};
+    index_t rows = min_of(kRows, p.batch - cluster * kRows);
+    gates.place(from, barriers, 2, kEarly * H, rows, a.plan.exchange_on_chip);
+    if (has_before(p)) late.place(from, barriers, 1, late_width(p), rows, a.plan.exchange_on_chip);
     hidden = {static_cast<const W*>(a.hidden), S, kEarly * H};
     before = {static_cast<const W*>(a.before), H, late_width(p)};
     if (!a.plan.weights_on_chip) return;
@@ -64,7 +67,7 @@ struct BackwardWalk {
   }
   static __host__ __device__ std::size_t bytes(const RecurrentBackward& p) {
     std::size_t rows = kRows * sizeof(A);
-    return 2 * padded(rows * kEarly * p.hidden_size) + (has_before(p) ? padded(rows * late_width(p)) : 0);
+    return padded(2 * rows * kEarly * p.hidden_size) + (has_before(p) ? padded(rows * late_width(p)) : 0);
   }
   static std::size_t weight_bytes(const RecurrentBackward& p, int cluster) {
     index_t H = p.hidden_size;
@@ -74,7 +77,8 @@ struct BackwardWalk {
 
   SEQKERN_INLINE void run() {
     start();
-    for (index_t s = p.seq_len; s-- > 0;) step(p.reverse ? p.seq_len - 1 - s : s, shared_gates[s & 1]);
+    if (gates.full && idle(units, states)) return;
+    for (index_t s = p.seq_len; s-- > 0;) step(p.seq_len - 1 - s, p.reverse ? p.seq_len - 1 - s : s);
     for_units(states, [&](index_t u) {
       if (there && p.dh0) store(static_cast<T*>(p.dh0) + n * S + u, a.dstate[n * S + u]);
     });
@@ -86,19 +90,22 @@ struct BackwardWalk {
   SEQKERN_INLINE void start() {
     for_units(states, [&](index_t u) {
       if (there) a.dstate[n * S + u] = load_or_zero(static_cast<const T*>(p.dh_n), n * S + u);
-      if (lane_id() < kRows && p.proj_size) late.put(row, u, A(0));
+      if (lane_id() < kRows && p.proj_size) late.set(0, row, u, A(0));
     });
     for_units(units, [&](index_t u) {
       if (there) cell.start({0, n, u});
       if (lane_id() >= kRows) return;
       for (int g = 0; g < kEarly; ++g)
-        for (auto& s : shared_gates) s.put(row, g * H + u, A(0));
-      if (Cell::kLate) late.put(row, u, A(0));
+        for (int i = 0; i < 2; ++i) gates.set(i, row, g * H + u, A(0));
+      if (Cell::kLate) late.set(0, row, u, A(0));
     });
+    copies_arrived();
     sync_cluster();
   }
 
-  SEQKERN_INLINE void step(index_t t, const Exchange<A>& gates) {
+  // The i-th step backwards, at time t.
+  SEQKERN_INLINE void step(index_t i, index_t t) {
+    int now = int(i & 1);
     bool on = there && active(p.lengths, n, t);
     if (p.proj_size) {
       for_units(states, [&](index_t u) {
@@ -106,44 +113,44 @@ struct BackwardWalk {
         A dh = on ? dh_of(t, u) : A(0);
         a.dprojected[(t * p.batch + n) * S + u] = dh;
         if (on) a.dstate[n * S + u] = 0;
-        late.put(row, u, dh);
+        late.put(0, row, u, dh);
       });
-      sync_cluster();
+      late.wait(0, i);
       for_units(units, [&](index_t u) {
-        A dh = product(before.row(0, u), late);
+        A dh = product(before.row(0, u), late.buffer(0), late.width);
         if (!there) return;
         Site at{t, n, u};
         a.unprojected[(t * p.batch + n) * H + u] = on ? cell.output(at) : A(0);
-        through_cell(at, dh, on, gates);
+        through_cell(at, dh, on, now);
       });
     } else {
       for_units(units, [&](index_t u) {
         if (!there) return;
-        A direct = through_cell({t, n, u}, dh_of(t, u), on, gates);
+        A direct = through_cell({t, n, u}, dh_of(t, u), on, now);
         if (on) a.dstate[n * S + u] = direct;
       });
     }
     if constexpr (Cell::kLate) {
-      sync_cluster();
+      late.wait(0, i);
       for_units(units, [&](index_t u) {
-        A d_reset_h = product(before.row(0, u), late), dr = 0;
+        A d_reset_h = product(before.row(0, u), late.buffer(0), late.width), dr = 0;
         if (!there) return;
         if (on) a.dstate[n * S + u] += cell.reset({t, n, u}, d_reset_h, dr);
         keep(t, 0, u, dr);
-        gates.put(row, u, dr);
+        gates.put(now, row, u, dr);
       });
     }
-    sync_cluster();
+    gates.wait(now, i / 2);
     for_units(states, [&](index_t u) {
-      A dh = product(hidden.row(0, u), gates);
+      A dh = product(hidden.row(0, u), gates.buffer(now), gates.width);
       if (there) a.dstate[n * S + u] += dh;
     });
   }
 
-  SEQKERN_INLINE A product(const W* weights, const Exchange<A>& in) const {
+  SEQKERN_INLINE A product(const W* weights, const A* in, index_t width) const {
     const W* rows[1] = {weights};
     A sums[1];
-    row_products(rows, in, sums);
+    row_products(rows, in, width, sums);
     return sums[0];
   }
   SEQKERN_INLINE A dh_of(index_t t, index_t u) const {
@@ -154,18 +161,19 @@ struct BackwardWalk {
   }
 
   // Gate gradients into the record for the weight gradients and to the other blocks.
-  SEQKERN_INLINE A through_cell(Site at, A dh, bool on, const Exchange<A>& gates) const {
+  SEQKERN_INLINE A through_cell(Site at, A dh, bool on, int now) const {
     A d[X] = {}, direct = 0;
     if (on) direct = cell(at, dh, d);
     for (int g = Cell::kLate; g < X; ++g) keep(at.t, g, at.u, d[g]);
-    for (int g = Cell::kLate; g < kEarly; ++g) gates.put(row, g * H + at.u, g == G - 1 ? d[X - 1] : d[g]);
-    if (Cell::kLate) late.put(row, at.u, d[G - 1]);
+    for (int g = Cell::kLate; g < kEarly; ++g) gates.put(now, row, g * H + at.u, g == G - 1 ? d[X - 1] : d[g]);
+    if (Cell::kLate) late.put(0, row, at.u, d[G - 1]);
     return direct;
   }
 };
 
 template <class T, class W, class Cell>
-__global__ void __launch_bounds__(32 * kMaxWarps) layer_backward_kernel(BackwardArguments<acc_t<T>> a, Cell cell) {
+__global__ void __launch_bounds__(32 * kMaxWarps)
+    layer_backward_kernel(const __grid_constant__ BackwardArguments<acc_t<T>> a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
   BackwardWalk<T, W, Cell>(a, cell, shared).run();
 }

@@ -1,5 +1,5 @@
 // Forward pass of a recurrent layer over any cell, on the GPU: x W_ih' of all steps in one product, then one launch
-// that walks the steps (layer.cuh). The state is double-buffered, so that one barrier a step is enough.
+// that walks the steps (layer.cuh). The state is double-buffered, so that one exchange a step is enough.
 //
 // A Cell gives
 //   kGates, kLate, kFolded     as on the CPU: gates, those that need a second product in the step, and those whose
@@ -33,7 +33,7 @@ struct ForwardWalk {
   int row;
   bool there;  // this lane has a row and speaks for it
   Range units, states;
-  Exchange<A> state[2], full;
+  Exchange<A> state, full;
   GateRows<W> hidden, projection;
 
   SEQKERN_INLINE ForwardWalk(const ForwardArguments<A>& arguments, const Cell& c, unsigned char* shared)
@@ -42,10 +42,13 @@ struct ForwardWalk {
     row = lane_id() % kRows;
     n = cluster * kRows + row;
     there = lane_id() < kRows && n < p.batch;
-    Pieces pieces{shared}, global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
+    auto barriers = reinterpret_cast<std::uint64_t*>(shared);
+    Pieces pieces{shared, kBarrierBytes},
+        global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
     Pieces& from = a.plan.exchange_on_chip ? pieces : global;
-    for (auto& s : state) s = {from.take<A>(kRows * S), S, a.plan.exchange_on_chip};
-    if (needs_full(p)) full = {from.take<A>(kRows * H), H, a.plan.exchange_on_chip};
+    index_t rows = min_of(kRows, p.batch - cluster * kRows);
+    state.place(from, barriers, 2, S, rows, a.plan.exchange_on_chip);
+    if (needs_full(p)) full.place(from, barriers, 1, H, rows, a.plan.exchange_on_chip);
     hidden = {static_cast<const W*>(p.weight_hh), H, S};
     projection = {static_cast<const W*>(p.weight_hr), S, H};
     if (!a.plan.weights_on_chip) return;
@@ -56,7 +59,7 @@ struct ForwardWalk {
   static __host__ __device__ bool needs_full(const RecurrentForward& p) { return p.proj_size || Cell::kLate; }
   static __host__ __device__ std::size_t bytes(const RecurrentForward& p) {
     std::size_t rows = kRows * sizeof(A);
-    return 2 * padded(rows * p.state_size()) + (needs_full(p) ? padded(rows * p.hidden_size) : 0);
+    return padded(2 * rows * p.state_size()) + (needs_full(p) ? padded(rows * p.hidden_size) : 0);
   }
   static std::size_t weight_bytes(const RecurrentForward& p, int cluster) {
     index_t H = p.hidden_size, S = p.state_size();
@@ -66,81 +69,86 @@ struct ForwardWalk {
 
   SEQKERN_INLINE void run() {
     start();
-    for (index_t s = 0; s < p.seq_len; ++s) step(p.reverse ? p.seq_len - 1 - s : s, state[s & 1], state[(s + 1) & 1]);
+    if (state.full && idle(units, states)) return;
+    for (index_t s = 0; s < p.seq_len; ++s) step(s, p.reverse ? p.seq_len - 1 - s : s);
     for_units(states, [&](index_t u) {
-      if (there) store(static_cast<T*>(p.h_n) + n * S + u, state[p.seq_len & 1].get(row, u));
+      if (there) store(static_cast<T*>(p.h_n) + n * S + u, state.get(int(p.seq_len & 1), row, u));
     });
   }
 
   SEQKERN_INLINE void start() {
     for_units(states, [&](index_t u) {
-      A h = there ? load_or_zero(static_cast<const T*>(p.h0), n * S + u) : A(0);
-      if (lane_id() < kRows) {
-        state[0].put(row, u, h);
-        state[1].put(row, u, A(0));
-      }
+      if (lane_id() >= kRows) return;
+      state.set(0, row, u, there ? load_or_zero(static_cast<const T*>(p.h0), n * S + u) : A(0));
+      state.set(1, row, u, A(0));
     });
     for_units(units, [&](index_t u) {
-      if (lane_id() < kRows && full.data) full.put(row, u, A(0));
+      if (lane_id() < kRows && full.data) full.set(0, row, u, A(0));
       if (there && p.c_n) static_cast<A*>(p.c_n)[n * H + u] = load_or_zero(static_cast<const A*>(p.c0), n * H + u);
     });
+    copies_arrived();
     sync_cluster();
   }
 
-  SEQKERN_INLINE void step(index_t t, const Exchange<A>& now, const Exchange<A>& next) {
+  // The s-th step, at time t: the state from buffer s & 1 into the other.
+  SEQKERN_INLINE void step(index_t s, index_t t) {
+    int now = int(s & 1), next = now ^ 1;
     bool on = there && active(p.lengths, n, t);
     for_units(units, [&](index_t u) {
       const W* rows[kEarly];
       A x[kEarly], h[kEarly];
+      SEQKERN_UNROLL
       for (int g = 0; g < kEarly; ++g) {
         rows[g] = hidden.row(g, u);
         x[g] = there ? sums(t, g, u) : A(0);
       }
-      row_products(rows, now, h);
+      row_products(rows, state.buffer(now), S, h);
       if (!there) return;
       Site at{t, n, u};
       if constexpr (Cell::kLate) {
-        full.put(row, u, cell.early(at, x, h, now.get(row, u), on));
+        full.put(0, row, u, cell.early(at, x, h, state.get(now, row, u), on));
       } else {
-        A value = cell(at, x, h, p.proj_size ? A(0) : now.get(row, u), on);
-        if (p.proj_size) full.put(row, u, value);
-        else finish(at, value, on, now, next);
+        A value = cell(at, x, h, p.proj_size ? A(0) : state.get(now, row, u), on);
+        if (p.proj_size) full.put(0, row, u, value);
+        else finish(at, value, on, now);
       }
     });
-    if (full.data) sync_cluster();
+    if (full.data) full.wait(0, s);
     if constexpr (Cell::kLate) {
       for_units(units, [&](index_t u) {
-        const W* rows[1] = {hidden.row(kEarly, u)};
-        A h[1];
-        row_products(rows, full, h);
-        if (!there) return;
+        A h = product(hidden.row(kEarly, u));
         Site at{t, n, u};
-        finish(at, cell.late(at, sums(t, kEarly, u) + h[0], now.get(row, u), on), on, now, next);
+        if (there) finish(at, cell.late(at, sums(t, kEarly, u) + h, state.get(now, row, u), on), on, now);
       });
     } else if (p.proj_size) {
       for_units(states, [&](index_t u) {
-        const W* rows[1] = {projection.row(0, u)};
-        A h[1];
-        row_products(rows, full, h);
-        if (there) finish({t, n, u}, h[0], on, now, next);
+        A h = product(projection.row(0, u));
+        if (there) finish({t, n, u}, h, on, now);
       });
     }
-    sync_cluster();
+    state.wait(next, s / 2);
   }
 
+  SEQKERN_INLINE A product(const W* weights) const {
+    const W* rows[1] = {weights};
+    A sums[1];
+    row_products(rows, full.buffer(0), H, sums);
+    return sums[0];
+  }
   SEQKERN_INLINE A sums(index_t t, int gate, index_t u) const {
     return a.gate_sums[((t * p.batch + n) * G + gate) * H + u];
   }
 
   // The new state of a row, as stored: what a later call would see. A row that is over keeps its state.
-  SEQKERN_INLINE void finish(Site at, A h, bool on, const Exchange<A>& now, const Exchange<A>& next) const {
+  SEQKERN_INLINE void finish(Site at, A h, bool on, int now) const {
     if (p.y) store(static_cast<T*>(p.y) + (at.t * p.batch + n) * S + at.u, on ? h : A(0));
-    next.put(row, at.u, on ? rounded<T>(h) : now.get(row, at.u));
+    state.put(now ^ 1, row, at.u, on ? rounded<T>(h) : state.get(now, row, at.u));
   }
 };
 
 template <class T, class W, class Cell>
-__global__ void __launch_bounds__(32 * kMaxWarps) layer_forward_kernel(ForwardArguments<acc_t<T>> a, Cell cell) {
+__global__ void __launch_bounds__(32 * kMaxWarps)
+    layer_forward_kernel(const __grid_constant__ ForwardArguments<acc_t<T>> a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
   ForwardWalk<T, W, Cell>(a, cell, shared).run();
 }

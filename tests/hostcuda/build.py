@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -72,24 +72,34 @@ def _run(command: list[str]) -> None:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stderr[-4000:]}")
 
 
-def build(folder: Path | None = None, sanitize: str = "", replaced: Mapping[str, Path] | None = None) -> Path:
-    """The path of the module. replaced: for a source, another text that is compiled in its place."""
+def patched(folder: Path, patches: Mapping[str, tuple[str, str]]) -> Path:
+    """A copy of src/ in `folder` with text replaced: file -> (old, new). The old text must be there once."""
+    shutil.copytree(ROOT / "src", folder / "src", dirs_exist_ok=True)
+    for name, (old, new) in patches.items():
+        text = (ROOT / name).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"{name} holds {text.count(old)} times {old!r}")
+        (folder / name).write_text(text.replace(old, new))
+    return folder
+
+
+def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[str] = ()) -> Path:
+    """The path of the module. replaced: kernels whose text, and what it includes, is that in folder/src."""
     base = ROOT / "build/hostcuda"
     folder = folder or (base / sanitize.replace(",", "-") if sanitize else base)
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [*FLAGS, *_includes()]
+    flags = [*FLAGS, *([f"-I{folder / 'src'}"] if replaced else []), *_includes()]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     module = folder / f"_hostcuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     jobs, objects = [], []
     for source in (*HOST_SOURCES, *(f"src/bindings/{name}.cpp" for name in BINDINGS), *kernels()):
-        text = (replaced or {}).get(source)
-        # An unchanged source is the same object in every build of the same flags.
-        home = folder if text or sanitize else base
+        patched_here = source in replaced
+        home = base if replaced and not patched_here else folder  # what is not patched need not be built again
         target = home / (source.replace("/", "-") + ".o")
         objects.append(target)
-        if text or not _is_fresh(target):
-            jobs.append((text or ROOT / source, target))
+        if patched_here or not _is_fresh(target):
+            jobs.append(((folder if patched_here else ROOT) / source, target))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: _compile(*job, flags), jobs))
     if jobs or not module.exists() or any(o.stat().st_mtime > module.stat().st_mtime for o in objects):

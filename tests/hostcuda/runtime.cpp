@@ -111,6 +111,14 @@ std::uint64_t next_random() {
 
 void make_ready(int fiber) { ready[(head + count++) % kMaxThreads] = fiber; }
 
+// Behind all others, whichever end they are taken from.
+void make_ready_last(int fiber) {
+  if (config.order != Order::reverse) return make_ready(fiber);
+  head = (head + kMaxThreads - 1) % kMaxThreads;
+  ++count;
+  ready[head] = fiber;
+}
+
 int take_ready() {
   if (config.order == Order::random) std::swap(ready[head], ready[(head + next_random() % count) % kMaxThreads]);
   --count;
@@ -126,7 +134,8 @@ void enter(Fiber* f) {
 }
 
 void resume_next(Context& from, bool dying = false) {
-  Fiber* next = fibers[take_ready()].get();
+  Fiber* next = fibers[std::size_t(take_ready())].get();
+  if (next == current) return;
   current = next;
   enter(next);
   switch_context(from, next->context, dying);
@@ -340,7 +349,7 @@ void launch(dim3 grid, dim3 block, int cluster_blocks, std::size_t shared, Body 
   for (auto& b : blocks)
     for (auto& m : b.barriers) m.waiting.reserve(std::size_t(threads));
   cluster_meeting.waiting.reserve(all);
-  stores.reserve(1 << 16);
+  stores.reserve(1 << 18);
   std::uint64_t total = std::uint64_t(grid.x) * grid.y * grid.z, clusters = total / std::uint64_t(cluster);
   for (std::uint64_t k = 0; k < clusters && failure.empty(); ++k)
     run_cluster((config.order == Order::reverse ? clusters - 1 - k : k) * std::uint64_t(cluster), threads);
@@ -462,7 +471,7 @@ bool mbarrier_done(std::uint64_t* bar, int parity) {
     return state_of(bar).phase != unsigned(parity & 1);
   }
   if (++polls > 64 + 16 * std::uint64_t(alive)) fail_with_report("livelock: every thread polls an mbarrier");
-  make_ready(index_of(current));
+  make_ready_last(index_of(current));
   block_here("mbarrier wait");
   return state_of(bar).phase != unsigned(parity & 1);
 }
