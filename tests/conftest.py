@@ -96,19 +96,14 @@ def hostcuda() -> ModuleType:
     return build.load(build.build())
 
 
-def stand_below_ops(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts `module` where the functional API looks for its kernels."""
-    for name, ops_module in list(sys.modules.items()):
-        if name.startswith("seqkern.ops.") and hasattr(ops_module, "_cpu"):
-            monkeypatch.setattr(ops_module, "_cpu", module)
-
-
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
     """`cpu`, or `hostcuda` in a thread order, copy mode and device drawn from the test's name."""
     if request.param == "hostcuda":
+        from hostcuda.build import stand_below_ops
+
         module = request.getfixturevalue("hostcuda")
-        stand_below_ops(module, request.getfixturevalue("monkeypatch"))
+        stand_below_ops(module, request.getfixturevalue("monkeypatch").setattr)
         draw = zlib.crc32(request.node.name.encode())
         shared, cluster = DEVICES[draw // 6 % 3]
         module.configure(

@@ -6,6 +6,7 @@ order and copy mode, the runtime refuses the launch or the result differs from t
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -16,12 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from hostcuda import build
+from seqkern import selftest
 from support.cases import DTYPES, DTypes, Recurrent, make_arrays, make_gradients
 from support.compare import assert_bitwise_equal
 from support.oracle import run
 from support.process import run_worker
-
-from conftest import stand_below_ops
 
 CONFIGURATIONS = [
     {"order": order, "deferred": deferred} for order, deferred in product(("forward", "reverse", "random"), (False, True))
@@ -40,7 +40,7 @@ def results(module: ModuleType, case: Recurrent, dtypes: DTypes, monkeypatch: py
     import seqkern
 
     with monkeypatch.context() as patch:
-        stand_below_ops(module, patch)
+        build.stand_below_ops(module, patch.setattr)
         return run(seqkern, case, make_arrays(case, dtypes), make_gradients(case, dtypes))
 
 
@@ -63,6 +63,20 @@ def test_guard_pages(hostcuda: ModuleType, side: str) -> None:
     """Every array flush against an unmapped page."""
     result = run_worker("guard_worker.py", str(hostcuda.__file__), side)
     assert result.returncode == 0 and "done" in result.stdout, result.stderr[-4000:]
+
+
+@pytest.mark.parametrize("kernel", ["layer_norm", "rms_norm", "softmax", "log_softmax", "cross_entropy", "embedding"])
+def test_the_self_test(hostcuda: ModuleType, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases of `python -m seqkern selftest`, forward and backward, in every dtype."""
+    build.stand_below_ops(hostcuda, monkeypatch.setattr)
+    count = 0
+    for case in selftest.REGISTRY[kernel](kernel, False):
+        for dtype in case.dtypes:
+            hostcuda.configure(**CONFIGURATIONS[count % len(CONFIGURATIONS)])
+            result = selftest.check(kernel, case, dtype)
+            assert result.ok, result
+            count += 1
+    assert count
 
 
 class Defect(NamedTuple):
@@ -91,7 +105,7 @@ DEFECTS = [
     Defect("divergent full-mask shuffle", FORWARD, "      row_products(rows, state.buffer(now), S, h);\n      if (!there) return;",
            "      if (!there) return;\n      row_products(rows, state.buffer(now), S, h);"),
     Defect("stage overwritten before it is read", LAYER, "return data + i * kRows * width;", "return data + 0 * i;"),
-    Defect("consumer ignores full", LAYER, "    mbarrier_wait(full + i, int(use & 1));\n", ""),
+    Defect("consumer ignores full", LAYER, "mbarrier_wait(full + i, int(use & 1))", "(void)use"),
     Defect("consumer waits for the wrong phase", LAYER, "int(use & 1)", "int(~use & 1)"),
     Defect("too many bytes expected", LAYER, "bytes = int(rows * columns", "bytes = 4 + int(rows * columns"),
     Defect("too few bytes expected", LAYER, "bytes = int(rows * columns", "bytes = -4 + int(rows * columns"),
@@ -126,8 +140,7 @@ def plant(folder: Path, defect: Defect) -> ModuleType:
     """The module with the defect, for float32 alone: the other types would only take longer to compile."""
     build.patched(folder, {defect.file: (defect.old, defect.new)})
     types = folder / "src/cuda/types.cuh"
-    kept = [line for line in types.read_text().splitlines() if not line.startswith("  if (")]
-    types.write_text("\n".join(kept) + "\n")
+    types.write_text(re.sub(r"if \((\w+) == DType::\w+\) return .*;", r"(void)\1;", types.read_text()))
     return build.load(build.build(folder, replaced=[defect.kernel]))
 
 
@@ -161,7 +174,7 @@ def test_planted_defect_is_caught(
 def test_read_past_an_array_is_caught(hostcuda: ModuleType, tmp_path: Path) -> None:
     """One row too many of an operand is read, and not used."""
     broken = plant(tmp_path, Defect("", GEMM, "first + i < count &&", "first + i <= count &&"))
-    result = run_worker("guard_worker.py", str(broken.__file__), "end", "float32")
+    result = run_worker("guard_worker.py", str(broken.__file__), "end")
     assert result.returncode == -signal.SIGSEGV, (result.returncode, result.stderr[-2000:])
 
 

@@ -110,6 +110,8 @@ SEQKERN_INLINE V sigmoid(V x) {
   V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
   return (x < 0 ? e : V(1)) / (1 + e);
 }
+SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
+SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
 template <class V>
 SEQKERN_INLINE V infinity() {
   return V(__builtin_huge_val());

@@ -42,7 +42,7 @@ SEQKERN_INLINE void load_tile(const Operand& operand, index_t first, index_t cou
 }
 
 template <class A, class Left, class Right, class Out>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, 2)
     gemm_kernel(index_t m, index_t n, index_t depth, Left left, Right right, Out out) {
   SEQKERN_SHARED(A, a, kDepth * kPitch);
   SEQKERN_SHARED(A, b, kDepth * kPitch);

@@ -152,8 +152,6 @@ struct GateRows {
     return {copy, count, depth, mine.begin};
   }
 };
-  }
-};
 
 constexpr int power_of_two(int n) { return n > 2 ? 4 : n; }
 

@@ -1,24 +1,12 @@
-// Softmax, log-softmax and cross-entropy on the GPU. A row of up to 1024 columns belongs to a warp, a longer one to
-// a block; it is read once for the maximum and once for the sum, from then on out of L1 or L2.
+// Softmax, log-softmax and cross-entropy on the GPU. A row is read once for the maximum and once for the sum, from
+// then on out of L1 or L2.
 #include "seqkern/softmax.h"
 
-#include "cuda/launch.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/rows.cuh"
 #include "cuda/types.cuh"
 
 namespace seqkern::cuda {
 namespace {
-
-// f(row) for the rows of this thread's warp or block.
-template <class F>
-SEQKERN_INLINE void for_rows(index_t rows, F f) {
-  index_t step = index_t(gridDim.x) * blockDim.y;
-  for (index_t r = index_t(blockIdx.x) * blockDim.y + threadIdx.y; r < rows; r += step) f(r);
-}
-template <class F>
-SEQKERN_INLINE void for_columns(index_t columns, F f) {
-  for (index_t j = threadIdx.x; j < columns; j += blockDim.x) f(j);
-}
 
 template <class A>
 struct Lse {
@@ -107,18 +95,6 @@ __global__ void cross_entropy_backward_kernel(CrossEntropyBackward p) {
       store(dx + j, ignored ? A(0) : scale * d);
     });
   });
-}
-
-template <class Params>
-void launch_rows(const Params& p, void* stream, void (*kernel)(Params)) {
-  if (!p.rows || !p.columns) return;
-  bool narrow = p.columns <= 1024;
-  Launch l;
-  l.threads = narrow ? dim3(32, 4) : dim3(256);
-  index_t blocks = ceil_div(p.rows, index_t(l.threads.y));
-  l.blocks = dim3(unsigned(blocks < 65536 ? blocks : 65536));
-  l.stream = static_cast<cudaStream_t>(stream);
-  launch(l, kernel, p);
 }
 
 }  // namespace

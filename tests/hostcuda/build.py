@@ -11,8 +11,10 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -23,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast")
 HOST_SOURCES = ("tests/hostcuda/module.cpp", "tests/hostcuda/runtime.cpp", "src/cpu/thread_pool.cpp")
-BINDINGS = ("array", "layers", "recurrent")
+BINDINGS = ("array", "output", "layers", "layer_norm", "recurrent")
 
 
 def kernels() -> list[str]:
@@ -97,7 +99,7 @@ def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[s
         patched_here = source in replaced
         home = base if replaced and not patched_here else folder  # what is not patched need not be built again
         target = home / (source.replace("/", "-") + ".o")
-        objects.append(target)
+        objects.insert(0 if patched_here else len(objects), target)  # the linker keeps the first copy of a template
         if patched_here or not _is_fresh(target):
             jobs.append(((folder if patched_here else ROOT) / source, target))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -111,12 +113,21 @@ def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[s
 
 
 def load(path: Path) -> ModuleType:
-    loader = ExtensionFileLoader("_hostcuda", str(path))
-    spec = spec_from_loader("_hostcuda", loader)
+    """The module at `path`, under a name of its own: pybind11 hands out one module for a name."""
+    name = f"hostcuda_{zlib.crc32(str(path).encode()):x}._hostcuda"
+    loader = ExtensionFileLoader(name, str(path))
+    spec = spec_from_loader(name, loader)
     assert spec is not None
     module = module_from_spec(spec)
     loader.exec_module(module)
     return module
+
+
+def stand_below_ops(module: ModuleType, replace: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Puts `module` where the functional API looks for its kernels."""
+    for name, ops_module in list(sys.modules.items()):
+        if name.startswith("seqkern.ops.") and hasattr(ops_module, "_cpu"):
+            replace(ops_module, "_cpu", module)
 
 
 def main() -> None:

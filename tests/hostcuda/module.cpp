@@ -3,6 +3,7 @@
 #include "bindings/array.h"
 #include "hostcuda/runtime.h"
 #include "seqkern/embedding.h"
+#include "seqkern/layer_norm.h"
 #include "seqkern/linear.h"
 #include "seqkern/recurrent.h"
 #include "seqkern/softmax.h"
@@ -45,6 +46,15 @@ void lstm_backward(const RecurrentBackward& p) {
 void gru_forward(const RecurrentForward& p) { with_workspace(p, cuda::gru_forward_workspace, cuda::gru_forward); }
 void gru_backward(const RecurrentBackward& p) { with_workspace(p, cuda::gru_backward_workspace, cuda::gru_backward); }
 
+void layer_norm_forward(const NormForward& p) { cuda::layer_norm_forward(p, nullptr); }
+void rms_norm_forward(const NormForward& p) { cuda::rms_norm_forward(p, nullptr); }
+void layer_norm_backward(const NormBackward& p) {
+  with_workspace(p, cuda::norm_backward_workspace, cuda::layer_norm_backward);
+}
+void rms_norm_backward(const NormBackward& p) {
+  with_workspace(p, cuda::norm_backward_workspace, cuda::rms_norm_backward);
+}
+
 // On the GPU these are cuBLAS's; no kernel of ours stands behind them and no test asks them to be right.
 void linear_forward(const LinearForward&) { hostcuda::fail("linear has no CUDA kernel"); }
 void linear_backward(const LinearBackward&) { hostcuda::fail("linear has no CUDA kernel"); }
@@ -56,6 +66,7 @@ PYBIND11_MODULE(_hostcuda, m) {
   m.doc() = "seqkern's CUDA kernels, executed on the host";
   seqkern::register_recurrent(m);
   seqkern::register_layers(m);
+  seqkern::register_layer_norm(m);
   namespace py = pybind11;
   m.def("configure", seqkern::configure, py::kw_only(), py::arg("order") = "forward", py::arg("deferred") = false,
         py::arg("seed") = 1, py::arg("max_shared") = 227 * 1024, py::arg("max_cluster") = 8);

@@ -24,7 +24,7 @@ namespace {
 
 constexpr std::size_t kStack = 128 << 10, kGuard = 1024, kStaticShared = 48 << 10;
 constexpr unsigned char kNaN = 0xff, kGuardByte = 0xa5;
-constexpr int kGroups = 8, kStatics = 16, kBarriers = 16, kCopies = 512, kMaxThreads = 16 * 1024;
+constexpr int kGroups = 8, kStatics = 16, kBarriers = 16, kCopies = 2048, kMaxThreads = 16 * 1024;
 
 struct Copy {
   unsigned char* to;

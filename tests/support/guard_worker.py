@@ -1,7 +1,8 @@
 """Runs every function with every array next to an unmapped page; see test_memory.
 
-usage: guard_worker.py ISA end|start [plant]
-`plant` reads one element past an array first: the test of the test.
+usage: guard_worker.py ISA|MODULE end|start [plant]
+MODULE: the path of a _hostcuda (tests/hostcuda), whose functions then run instead, at small sizes in float32 and
+bfloat16. `plant` reads one element past an array first: the test of the test.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import seqkern
+from hostcuda import build
 from seqkern import _cpu
 from support.calls import CELLS, LAYERS, PLAIN, Call, cell_calls, plain_calls, recurrent_calls
-from support.cases import DTYPES, random_array
+from support.cases import BFLOAT16, DTYPES, FLOAT32, random_array
 from support.guard import GuardedAllocator
 
 WIDTHS = (1, 5, 8, 17, 33)
@@ -61,8 +63,19 @@ def fused_linear(rows: int, wide: int, out: int) -> None:
                 seqkern.linear_int8(x, *seqkern.quantize_int8(weight), bias, **options)
 
 
+def hostcuda_calls() -> list[Call]:
+    cases = [replace(case, N=9, I=7, H=17, P=case.P and 15) for case in LAYERS]
+    return [call for case in cases for dtypes in (FLOAT32, BFLOAT16) for call in recurrent_calls(case, dtypes)]
+
+
 def main(isa: str, side: str, plant: bool) -> None:
     GuardedAllocator(end=side == "end").install()
+    if isa.endswith(".so"):
+        build.stand_below_ops(build.load(Path(isa)))
+        for call in hostcuda_calls():
+            call.invoke(seqkern, dict(call.arrays()))
+        print("done", flush=True)
+        os._exit(0)
     _cpu.set_isa(isa)
     if plant:
         array = np.zeros(3, np.float32)
