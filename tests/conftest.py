@@ -88,12 +88,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def hostcuda() -> ModuleType:
-    """The CUDA kernels executed on the host, built once; skipped where nothing can build them."""
+    """The CUDA kernels executed on the host, built once; skipped where nothing can build them.
+
+    With SEQKERN_HOSTCUDA_SANITIZE=address,undefined under those sanitizers.
+    """
     from hostcuda import build
 
     if build.compiler() is None:
         pytest.skip("hostcuda needs a C++ compiler and pybind11")
-    return build.load(build.build())
+    return build.load(build.build(sanitize=os.environ.get("SEQKERN_HOSTCUDA_SANITIZE", "")))
 
 
 @pytest.fixture

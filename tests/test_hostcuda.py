@@ -24,7 +24,8 @@ from support.oracle import run
 from support.process import run_worker
 
 CONFIGURATIONS = [
-    {"order": order, "deferred": deferred} for order, deferred in product(("forward", "reverse", "random"), (False, True))
+    {"order": order, "deferred": deferred}
+    for order, deferred in product(("forward", "reverse", "random"), (False, True))
 ]
 CASES = [
     Recurrent("rnn", N=3, H=33),
@@ -93,16 +94,18 @@ class Defect(NamedTuple):
 
 
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
-FORWARD, EMBEDDING = "src/kernels/layer_forward.cuh", "src/kernels/embedding_cuda.cu"
+FORWARD = "src/kernels/layer_forward.cuh"
+EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
-    Defect("barrier missing in a reduction", "src/cuda/reduce.cuh", "parts[warp_id()] = v;\n  sync_block();",
-           "parts[warp_id()] = v;", "src/kernels/softmax_cuda.cu"),
+    Defect("barrier missing in a reduction", "src/cuda/reduce.cuh",
+           "parts[warp_id()] = v;\n  sync_block();", "parts[warp_id()] = v;", SOFTMAX),
     Defect("copy wait too lax", LAYER, "copy_wait<0>();", "copy_wait<1>();"),
-    Defect("static shared overrun", GEMM, "SEQKERN_SHARED(A, b, kDepth * kPitch)", "SEQKERN_SHARED(A, b, kDepth * kTile)"),
-    Defect("dynamic shared overrun", FORWARD, "std::size_t(ceil_div(H, cluster) * G * S)", "std::size_t(H / cluster * G * S)"),
-    Defect("divergent full-mask shuffle", FORWARD, "      row_products(rows, state.buffer(now), S, h);\n      if (!there) return;",
+    Defect("static shared overrun", GEMM, "SHARED(A, b, kDepth * kPitch)", "SHARED(A, b, kDepth * kTile)"),
+    Defect("dynamic shared overrun", FORWARD, "ceil_div(H, cluster) * G * S", "H / cluster * G * S"),
+    Defect("divergent full-mask shuffle", FORWARD,
+           "      row_products(rows, state.buffer(now), S, h);\n      if (!there) return;",
            "      if (!there) return;\n      row_products(rows, state.buffer(now), S, h);"),
     Defect("stage overwritten before it is read", LAYER, "return data + i * kRows * width;", "return data + 0 * i;"),
     Defect("consumer ignores full", LAYER, "mbarrier_wait(full + i, int(use & 1))", "(void)use"),
@@ -132,7 +135,7 @@ def softmax_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tuple
 RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
     "src/kernels/rnn_cuda.cu": rnn_results,
     EMBEDDING: embedding_results,
-    "src/kernels/softmax_cuda.cu": softmax_results,
+    SOFTMAX: softmax_results,
 }
 
 

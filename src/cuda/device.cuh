@@ -130,29 +130,6 @@ SEQKERN_INLINE void sync_block() {
   __syncthreads();
 #endif
 }
-SEQKERN_INLINE void sync_warp(unsigned mask = kAllLanes) {
-#if SEQKERN_HOSTCUDA
-  hostcuda::collective(mask, "__syncwarp", nullptr, nullptr, nullptr);
-#else
-  __syncwarp(mask);
-#endif
-}
-// Named barriers 1..15 of `threads` threads, a multiple of 32: wait for the others, or only arrive.
-SEQKERN_INLINE void barrier_sync(int id, int threads) {
-#if SEQKERN_HOSTCUDA
-  hostcuda::barrier(id, threads, true, "bar.sync");
-#else
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
-SEQKERN_INLINE void barrier_arrive(int id, int threads) {
-#if SEQKERN_HOSTCUDA
-  hostcuda::barrier(id, threads, false, "bar.arrive");
-#else
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
-
 #if SEQKERN_HOSTCUDA
 template <class T>
 struct ShuffleOperand {
@@ -187,16 +164,6 @@ SEQKERN_INLINE T shuffle_xor(T v, int with, unsigned mask = kAllLanes) {
   return shuffle_on_host(v, hostcuda::lane() ^ with, "__shfl_xor_sync", mask);
 #else
   return __shfl_xor_sync(mask, v, with);
-#endif
-}
-
-SEQKERN_INLINE float atomic_add(float* p, float v) {
-#if SEQKERN_HOSTCUDA
-  float old = *p;
-  *p = old + v;
-  return old;
-#else
-  return atomicAdd(p, v);
 #endif
 }
 

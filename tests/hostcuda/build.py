@@ -23,7 +23,8 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast")
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *WARNINGS)
 HOST_SOURCES = ("tests/hostcuda/module.cpp", "tests/hostcuda/runtime.cpp", "src/cpu/thread_pool.cpp")
 BINDINGS = ("array", "output", "layers", "layer_norm", "recurrent")
 
