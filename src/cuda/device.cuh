@@ -196,7 +196,7 @@ SEQKERN_INLINE void sync_cluster() {
 #if SEQKERN_HOSTCUDA
   hostcuda::cluster_barrier();
 #elif __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 #else
   __syncthreads();
 #endif

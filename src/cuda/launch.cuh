@@ -18,14 +18,15 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
-// What a kernel may ask of a block on the current device.
+// What a kernel may ask of a block on the current device. Clusters need the kernel's own code to be of compute
+// capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
 };
 
 #if SEQKERN_HOSTCUDA
 
-inline Limits limits() { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
+inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -44,12 +45,13 @@ inline void check(cudaError_t error) {
   throw DeviceError(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-inline Limits limits() {
-  int device, shared, major;
+inline Limits limits(const void* kernel) {
+  int device, shared;
+  cudaFuncAttributes code;
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return {shared, major >= 9 ? 8 : 1};  // 8 blocks is the size every such device promises
+  check(cudaFuncGetAttributes(&code, kernel));
+  return {shared, code.ptxVersion >= 90 ? 8 : 1};  // 8 blocks is the size every such device promises
 }
 
 template <class... Parameters, class... Arguments>

@@ -43,21 +43,27 @@ SEQKERN_INLINE V reduce_row(Op op, V v) {
   return reduce_warp(op, lane_id() < warps() ? parts[lane_id()] : op.template identity<V>());
 }
 
+// values[i] += values[i] of the lane `kHalf` away, for the half of the values this lane keeps; then half of those.
+// A template, since a loop that is not unrolled would put the values in memory.
+template <int kHalf, int kCount, class V>
+SEQKERN_INLINE void fold(V (&values)[kCount]) {
+  if constexpr (kHalf > 0) {
+    bool upper = lane_id() & kHalf;
+    SEQKERN_UNROLL
+    for (int i = 0; i < kHalf; ++i) {
+      V mine = upper ? values[i + kHalf] : values[i], other = upper ? values[i] : values[i + kHalf];
+      values[i] = mine + shuffle_xor(other, kHalf);
+    }
+    fold<kHalf / 2>(values);
+  }
+}
+
 // kCount sums of a warp at once, kCount <= 32: lane i leaves with that of values[i]. Each step halves what a lane
 // still carries by handing the other half to its partner: kCount - 1 shuffles and a few, not five for every sum.
 template <int kCount, class V>
 SEQKERN_INLINE V reduce_many(V (&values)[kCount]) {
   static_assert((kCount & (kCount - 1)) == 0 && kCount <= 32);
-  int lane = lane_id();
-  SEQKERN_UNROLL
-  for (int half = kCount / 2; half; half /= 2) {
-    bool upper = lane & half;
-    SEQKERN_UNROLL
-    for (int i = 0; i < half; ++i) {
-      V mine = upper ? values[i + half] : values[i], other = upper ? values[i] : values[i + half];
-      values[i] = mine + shuffle_xor(other, half);
-    }
-  }
+  fold<kCount / 2>(values);
   V v = values[0];
   SEQKERN_UNROLL
   for (int with = kCount; with < 32; with *= 2) v += shuffle_xor(v, with);

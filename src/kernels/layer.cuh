@@ -38,8 +38,7 @@ constexpr std::size_t padded(std::size_t bytes) { return (bytes + 15) / 16 * 16;
 
 // exchange: bytes of all exchanges. weights(cluster): bytes of a block's largest slice.
 template <class Weights>
-Plan make_plan(index_t units, std::size_t exchange, Weights weights) {
-  Limits device = limits();
+Plan make_plan(Limits device, index_t units, std::size_t exchange, Weights weights) {
   auto limit = std::size_t(device.max_shared);
   Plan plan;
   plan.exchange_on_chip = kBarrierBytes + exchange <= limit;

@@ -48,15 +48,15 @@ struct BackwardWalk {
     n = cluster * kRows + row;
     there = lane_id() < kRows && n < p.batch;
     auto barriers = reinterpret_cast<std::uint64_t*>(shared);
-    Pieces pieces{shared, kBarrierBytes},
-        global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
-    Pieces& from = a.plan.exchange_on_chip ? pieces : global;
+    unsigned char* off_chip = reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p));
+    Pieces pieces{a.plan.exchange_on_chip ? shared : off_chip, a.plan.exchange_on_chip ? kBarrierBytes : 0};
     index_t rows = min_of(kRows, p.batch - cluster * kRows);
-    gates.place(from, barriers, 2, kEarly * H, rows, a.plan.exchange_on_chip);
-    if (has_before(p)) late.place(from, barriers, 1, late_width(p), rows, a.plan.exchange_on_chip);
+    gates.place(pieces, barriers, 2, kEarly * H, rows, a.plan.exchange_on_chip);
+    if (has_before(p)) late.place(pieces, barriers, 1, late_width(p), rows, a.plan.exchange_on_chip);
     hidden = {static_cast<const W*>(a.hidden), S, kEarly * H};
     before = {static_cast<const W*>(a.before), H, late_width(p)};
     if (!a.plan.weights_on_chip) return;
+    if (!a.plan.exchange_on_chip) pieces = {shared, kBarrierBytes};
     hidden = hidden.on_chip(1, states, pieces);
     if (has_before(p)) before = before.on_chip(1, units, pieces);
   }
@@ -172,7 +172,7 @@ struct BackwardWalk {
 };
 
 template <class T, class W, class Cell>
-__global__ void __launch_bounds__(32 * kMaxWarps)
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
     layer_backward_kernel(const __grid_constant__ BackwardArguments<acc_t<T>> a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
   BackwardWalk<T, W, Cell>(a, cell, shared).run();
@@ -269,10 +269,12 @@ std::size_t layer_backward(const RecurrentBackward& p, void* workspace, void* st
   transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
   if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
   if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
-  a.plan = make_plan(H > S ? H : S, Walk::bytes(p), [&](int cluster) { return Walk::weight_bytes(p, cluster); });
+  auto kernel = layer_backward_kernel<T, W, Cell>;
+  a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
+                     [&](int cluster) { return Walk::weight_bytes(p, cluster); });
   Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
            a.plan.cluster, stream};
-  if (clusters) launch(l, layer_backward_kernel<T, W, Cell>, a, cell);
+  if (clusters) launch(l, kernel, a, cell);
   weight_gradients<T, W, Cell>(a, stream);
   return pieces.used;
 }

@@ -43,15 +43,15 @@ struct ForwardWalk {
     n = cluster * kRows + row;
     there = lane_id() < kRows && n < p.batch;
     auto barriers = reinterpret_cast<std::uint64_t*>(shared);
-    Pieces pieces{shared, kBarrierBytes},
-        global{reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p))};
-    Pieces& from = a.plan.exchange_on_chip ? pieces : global;
+    unsigned char* off_chip = reinterpret_cast<unsigned char*>(a.exchange) + cluster * index_t(bytes(p));
+    Pieces pieces{a.plan.exchange_on_chip ? shared : off_chip, a.plan.exchange_on_chip ? kBarrierBytes : 0};
     index_t rows = min_of(kRows, p.batch - cluster * kRows);
-    state.place(from, barriers, 2, S, rows, a.plan.exchange_on_chip);
-    if (needs_full(p)) full.place(from, barriers, 1, H, rows, a.plan.exchange_on_chip);
+    state.place(pieces, barriers, 2, S, rows, a.plan.exchange_on_chip);
+    if (needs_full(p)) full.place(pieces, barriers, 1, H, rows, a.plan.exchange_on_chip);
     hidden = {static_cast<const W*>(p.weight_hh), H, S};
     projection = {static_cast<const W*>(p.weight_hr), S, H};
     if (!a.plan.weights_on_chip) return;
+    if (!a.plan.exchange_on_chip) pieces = {shared, kBarrierBytes};
     hidden = hidden.on_chip(G, units, pieces);
     if (p.proj_size) projection = projection.on_chip(1, states, pieces);
   }
@@ -147,7 +147,7 @@ struct ForwardWalk {
 };
 
 template <class T, class W, class Cell>
-__global__ void __launch_bounds__(32 * kMaxWarps)
+__global__ void __launch_bounds__(32 * kMaxWarps, 1)
     layer_forward_kernel(const __grid_constant__ ForwardArguments<acc_t<T>> a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
   ForwardWalk<T, W, Cell>(a, cell, shared).run();
@@ -185,10 +185,12 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
                        Cell::kFolded * p.hidden_size},
           stream);
   index_t widest = p.hidden_size > p.state_size() ? p.hidden_size : p.state_size();
-  Plan plan = make_plan(widest, Walk::bytes(p), [&](int cluster) { return Walk::weight_bytes(p, cluster); });
+  auto kernel = layer_forward_kernel<T, W, Cell>;
+  Plan plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), widest, Walk::bytes(p),
+                        [&](int cluster) { return Walk::weight_bytes(p, cluster); });
   Launch l{dim3(unsigned(clusters) * unsigned(plan.cluster)), dim3(unsigned(plan.threads)), plan.shared_bytes,
            plan.cluster, stream};
-  launch(l, layer_forward_kernel<T, W, Cell>, ForwardArguments<A>{p, plan, gate_sums, exchange}, cell);
+  launch(l, kernel, ForwardArguments<A>{p, plan, gate_sums, exchange}, cell);
   return pieces.used;
 }
 
