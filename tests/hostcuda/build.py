@@ -91,7 +91,7 @@ def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[s
     base = ROOT / "build/hostcuda"
     folder = folder or (base / sanitize.replace(",", "-") if sanitize else base)
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [*FLAGS, *([f"-I{folder / 'src'}"] if replaced else []), *_includes()]
+    flags = [*FLAGS, *_includes()]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     module = folder / f"_hostcuda{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -102,9 +102,10 @@ def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[s
         target = home / (source.replace("/", "-") + ".o")
         objects.insert(0 if patched_here else len(objects), target)  # the linker keeps the first copy of a template
         if patched_here or not _is_fresh(target):
-            jobs.append(((folder if patched_here else ROOT) / source, target))
+            first = [f"-I{folder / 'src'}"] if patched_here else []
+            jobs.append(((folder if patched_here else ROOT) / source, target, [*first, *flags]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda job: _compile(*job, flags), jobs))
+        list(pool.map(lambda job: _compile(*job), jobs))
     if jobs or not module.exists() or any(o.stat().st_mtime > module.stat().st_mtime for o in objects):
         fresh = module.with_suffix(".new")  # renamed: another process may have the old one loaded
         link = [f"-fsanitize={sanitize}"] if sanitize else []
