@@ -26,12 +26,15 @@ from support import tolerance as tolerances  # noqa: E402 - needs the path above
 from support.cases import DTYPES, DTypes  # noqa: E402
 
 # The modules whose kernels have a CUDA twin: their tests run on hostcuda too.
-CUDA_TWINS = {"rnn", "lstm", "gru", "cells", "softmax", "cross_entropy", "embedding", "layer_norm"}
+CUDA_TWINS = {
+    "rnn", "lstm", "gru", "cells", "softmax", "cross_entropy", "embedding", "layer_norm", "activations", "dropout",
+    "rope", "attention", "attention_shapes",
+}  # fmt: skip
 ORDERS = ("forward", "reverse", "random")
 # A thread is a fiber there, and the kernels know one precision: what takes long and shows little that is not shown by
 # its shorter neighbours is a long sweep on hostcuda.
 HOSTCUDA_SLOW = re.compile(
-    r"test_precision\[|test_streaming\[.*(33-None-None|high|medium)\]"
+    r"test_precision\[|test_threads_and_repeats|test_memory_grows|test_streaming\[.*(33-None-None|high|medium)\]"
     r"|test_(forward|backward)\[(?!float32-).*T(3N130|2N3I785|90N9)"
 )
 DEVICES = ((227 * 1024, 8), (163 * 1024, 1), (6 * 1024, 8))  # bytes of shared memory, blocks of a cluster

@@ -59,6 +59,33 @@ def test_no_order_changes_a_bit(
             assert_bitwise_equal(got, want, f"{configuration} {max_cluster} {max_shared}")
 
 
+def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
+    """Prefill and decode, forward and backward, with a mask whose gradient is summed over heads and rows."""
+    import seqkern
+
+    rng = np.random.default_rng(0)
+    for queries in (40, 2):
+        arrays = [rng.standard_normal((1, h, n, 72), np.float32) for h, n in ((4, queries), (2, 300), (2, 300))]
+        mask = rng.standard_normal((1, 300), np.float32)
+        with monkeypatch.context() as patch:
+            build.stand_below_ops(module, patch.setattr)
+            out, saved = seqkern.scaled_dot_product_attention_forward(
+                *arrays, mask, enable_gqa=True, causal="bottom_right", sinks=mask[0, :4]
+            )
+            gradients = seqkern.scaled_dot_product_attention_backward(out, saved)
+            yield out, saved.stats, *gradients, gradients.dsinks
+
+
+def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = None
+    for configuration in CONFIGURATIONS:
+        hostcuda.configure(**configuration)
+        got = list(attention_results(hostcuda, monkeypatch))
+        want = want or got
+        for mine, first in zip(got, want, strict=True):
+            assert_bitwise_equal(mine, first, str(configuration))
+
+
 @pytest.mark.parametrize("side", ["start", "end"])
 def test_guard_pages(hostcuda: ModuleType, side: str) -> None:
     """Every array flush against an unmapped page."""
@@ -96,6 +123,7 @@ class Defect(NamedTuple):
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
+TILE, FLASH = "src/kernels/attention_tile.cuh", "src/kernels/attention_cuda.cu"
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -114,6 +142,15 @@ DEFECTS = [
     Defect("too few bytes expected", LAYER, "bytes = int(rows * columns", "bytes = -4 + int(rows * columns"),
     Defect("barrier count off by one", LAYER, "mbarrier_init(full + i, 1)", "mbarrier_init(full + i, 2)"),
     Defect("blocks of a cluster race", FORWARD, "    copies_arrived();\n    sync_cluster();", "    copies_arrived();"),
+    Defect("attention: barrier missing before use", TILE,
+           "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      sync();\n      for",
+           "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      for", FLASH),
+    Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
+    Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
+           "src/kernels/attention_backward_cuda.cu"),
+    Defect("attention: static shared overrun", FLASH, "(A, right, kSide * k", "(A, right, (kSide - 1) * k", FLASH),
+    Defect("attention: divergent full-mask shuffle", FLASH, "if (piece >= pieces) return;",
+           "if (piece >= pieces || lane_id() == 31) return;", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
 
@@ -136,6 +173,8 @@ RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
     "src/kernels/rnn_cuda.cu": rnn_results,
     EMBEDDING: embedding_results,
     SOFTMAX: softmax_results,
+    FLASH: attention_results,
+    "src/kernels/attention_backward_cuda.cu": attention_results,
 }
 
 
@@ -181,13 +220,15 @@ def test_read_past_an_array_is_caught(hostcuda: ModuleType, tmp_path: Path) -> N
     assert result.returncode == -signal.SIGSEGV, (result.returncode, result.stderr[-2000:])
 
 
+@pytest.mark.parametrize("file, kernel", [(GEMM, "src/kernels/rnn_cuda.cu"), (TILE, FLASH)])
 def test_no_defect_is_no_defect(
-    hostcuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hostcuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, kernel: str
 ) -> None:
     """The patched build itself changes nothing."""
-    same = plant(tmp_path, Defect("", GEMM, "#pragma once\n", "#pragma once\n// the same\n"))
+    same = plant(tmp_path, Defect("", file, "#pragma once\n", "#pragma once\n// the same\n", kernel))
     for configuration in CONFIGURATIONS:
         hostcuda.configure(**configuration)
         same.configure(**configuration)
-        for got, want in zip(rnn_results(same, monkeypatch), rnn_results(hostcuda, monkeypatch), strict=True):
+        both = (RESULTS[kernel](module, monkeypatch) for module in (same, hostcuda))
+        for got, want in zip(*both, strict=True):
             assert_bitwise_equal(got, want, str(configuration))

@@ -110,6 +110,9 @@ SEQKERN_INLINE V sigmoid(V x) {
   V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
   return (x < 0 ? e : V(1)) / (1 + e);
 }
+SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
+SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
+SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
 SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
 SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
 template <class V>
@@ -128,6 +131,13 @@ SEQKERN_INLINE void sync_block() {
   hostcuda::barrier(0, 0, true, "__syncthreads");
 #else
   __syncthreads();
+#endif
+}
+SEQKERN_INLINE void sync_warp() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::collective(kAllLanes, "__syncwarp", nullptr, nullptr, nullptr);
+#else
+  __syncwarp();
 #endif
 }
 #if SEQKERN_HOSTCUDA
@@ -164,6 +174,22 @@ SEQKERN_INLINE T shuffle_xor(T v, int with, unsigned mask = kAllLanes) {
   return shuffle_on_host(v, hostcuda::lane() ^ with, "__shfl_xor_sync", mask);
 #else
   return __shfl_xor_sync(mask, v, with);
+#endif
+}
+// Bit l: whether lane l says so.
+SEQKERN_INLINE unsigned ballot(bool says) {
+#if SEQKERN_HOSTCUDA
+  unsigned votes = 0;
+  hostcuda::collective(kAllLanes, "__ballot_sync", &says, &votes, [](std::uint32_t m, void* const* i, void* const* o) {
+    unsigned all = 0;
+    for (int l = 0; l < 32; ++l)
+      if (m >> l & 1) all |= unsigned(*static_cast<bool*>(i[l])) << l;
+    for (int l = 0; l < 32; ++l)
+      if (m >> l & 1) *static_cast<unsigned*>(o[l]) = all;
+  });
+  return votes;
+#else
+  return __ballot_sync(kAllLanes, says);
 #endif
 }
 

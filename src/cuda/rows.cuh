@@ -17,15 +17,15 @@ SEQKERN_INLINE void for_columns(index_t columns, F f) {
   for (index_t j = threadIdx.x; j < columns; j += blockDim.x) f(j);
 }
 
-template <class Params, class... More>
-void launch_rows(const Params& p, void* stream, void (*kernel)(Params, More...), More... more) {
-  if (!p.rows || !p.columns) return;
+template <class... Parameters, class... Arguments>
+void launch_rows(index_t rows, index_t columns, void* stream, void (*kernel)(Parameters...), Arguments... arguments) {
+  if (!rows || !columns) return;
   Launch l;
-  l.threads = p.columns <= 1024 ? dim3(32, 4) : dim3(256);
-  index_t blocks = ceil_div(p.rows, index_t(l.threads.y));
-  l.blocks = dim3(unsigned(blocks < 65536 ? blocks : 65536));
+  l.threads = columns <= 1024 ? dim3(32, 4) : dim3(256);
+  index_t blocks = ceil_div(rows, index_t(l.threads.y));
+  l.blocks = dim3(unsigned(min_of(blocks, 65536)));
   l.stream = static_cast<cudaStream_t>(stream);
-  launch(l, kernel, p, more...);
+  launch(l, kernel, arguments...);
 }
 
 }  // namespace seqkern::cuda

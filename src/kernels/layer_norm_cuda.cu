@@ -99,7 +99,7 @@ struct ParameterTerm {
 
 template <bool kCentred>
 void forward(const NormForward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, norm_forward_kernel<kCentred, T>); });
+  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, norm_forward_kernel<kCentred, T>, p); });
 }
 
 template <bool kCentred>
@@ -108,7 +108,7 @@ void backward(const NormBackward& p, void* workspace, void* stream_) {
   for_type(p.dtype, [&]<class T>() {
     using A = acc_t<T>;
     auto shifts = static_cast<A*>(workspace);
-    launch_rows(p, stream_, norm_backward_kernel<kCentred, T>, shifts);
+    launch_rows(p.rows, p.columns, stream_, norm_backward_kernel<kCentred, T>, p, shifts);
     column_sums(p.rows, p.columns, ParameterTerm<kCentred, T>{p, shifts}, static_cast<A*>(p.dweight), stream);
     if (kCentred)
       column_sums(p.rows, p.columns, ParameterTerm<kCentred, T>{p, nullptr}, static_cast<A*>(p.dbias), stream);

@@ -100,16 +100,16 @@ __global__ void cross_entropy_backward_kernel(CrossEntropyBackward p) {
 }  // namespace
 
 void softmax_forward(const SoftmaxForward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, softmax_forward_kernel<T>); });
+  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, softmax_forward_kernel<T>, p); });
 }
 void softmax_backward(const SoftmaxBackward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, softmax_backward_kernel<T>); });
+  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, softmax_backward_kernel<T>, p); });
 }
 void cross_entropy_forward(const CrossEntropyForward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, cross_entropy_forward_kernel<T>); });
+  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, cross_entropy_forward_kernel<T>, p); });
 }
 void cross_entropy_backward(const CrossEntropyBackward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p, stream, cross_entropy_backward_kernel<T>); });
+  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, cross_entropy_backward_kernel<T>, p); });
 }
 
 }  // namespace seqkern::cuda

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *WARNINGS)
 HOST_SOURCES = ("tests/hostcuda/module.cpp", "tests/hostcuda/runtime.cpp", "src/cpu/thread_pool.cpp")
-BINDINGS = ("array", "output", "layers", "layer_norm", "recurrent")
+BINDINGS = ("activation", "array", "attention", "elementwise", "layer_norm", "layers", "output", "recurrent", "rope")
 
 
 def kernels() -> list[str]:

@@ -2,10 +2,14 @@
 // get the same checks. The bindings call cpu::<kernel>; here that name is the CUDA kernel, run by runtime.h.
 #include "bindings/array.h"
 #include "hostcuda/runtime.h"
+#include "seqkern/activation.h"
+#include "seqkern/attention.h"
+#include "seqkern/elementwise.h"
 #include "seqkern/embedding.h"
 #include "seqkern/layer_norm.h"
 #include "seqkern/linear.h"
 #include "seqkern/recurrent.h"
+#include "seqkern/rope.h"
 #include "seqkern/softmax.h"
 
 namespace seqkern {
@@ -55,6 +59,23 @@ void rms_norm_backward(const NormBackward& p) {
   with_workspace(p, cuda::norm_backward_workspace, cuda::rms_norm_backward);
 }
 
+void activation_forward(const ActivationForward& p) { cuda::activation_forward(p, nullptr); }
+void activation_backward(const ActivationBackward& p) { cuda::activation_backward(p, nullptr); }
+void dropout(const Dropout& p) { cuda::dropout(p, nullptr); }
+void rope(const Rope& p) { cuda::rope(p, nullptr); }
+
+void attention_forward(const AttentionForward& p) {
+  with_workspace(p, cuda::attention_forward_workspace, cuda::attention_forward);
+}
+void attention_backward(const AttentionBackward& p) {
+  with_workspace(p, cuda::attention_backward_workspace, cuda::attention_backward);
+}
+
+// Nobody has asked for them on the GPU yet.
+void sgd_update(const SgdUpdate&) { hostcuda::fail("sgd_update has no CUDA kernel"); }
+void adagrad_update(const AdagradUpdate&) { hostcuda::fail("adagrad_update has no CUDA kernel"); }
+void adamw_update(const AdamwUpdate&) { hostcuda::fail("adamw_update has no CUDA kernel"); }
+
 // On the GPU these are cuBLAS's; no kernel of ours stands behind them and no test asks them to be right.
 void linear_forward(const LinearForward&) { hostcuda::fail("linear has no CUDA kernel"); }
 void linear_backward(const LinearBackward&) { hostcuda::fail("linear has no CUDA kernel"); }
@@ -67,6 +88,10 @@ PYBIND11_MODULE(_hostcuda, m) {
   seqkern::register_recurrent(m);
   seqkern::register_layers(m);
   seqkern::register_layer_norm(m);
+  seqkern::register_activation(m);
+  seqkern::register_elementwise(m);
+  seqkern::register_rope(m);
+  seqkern::register_attention(m);
   namespace py = pybind11;
   m.def("configure", seqkern::configure, py::kw_only(), py::arg("order") = "forward", py::arg("deferred") = false,
         py::arg("seed") = 1, py::arg("max_shared") = 227 * 1024, py::arg("max_cluster") = 8);
