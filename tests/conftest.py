@@ -1,14 +1,17 @@
 """Fixtures of the kernel tests: backend x ISA x dtype, and the one source of tolerances.
 
-`ops` is the functional API with the ISA under test switched on. Long sweeps are marked `slow`,
-tests that ask torch for a second opinion `torch`, tests of a GPU `gpu`.
+`ops` is the functional API on the backend under test: `cpu` once per ISA, and `hostcuda`, the CUDA
+kernels' own text executed on the host (tests/hostcuda). Long sweeps are marked `slow`, tests that
+ask torch for a second opinion `torch`, tests of a GPU `gpu`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +25,19 @@ pytest.register_assert_rewrite("support")
 from support import tolerance as tolerances  # noqa: E402 - needs the path above
 from support.cases import DTYPES, DTypes  # noqa: E402
 
-BACKENDS = ("cpu",)
+# The modules whose kernels have a CUDA twin: their tests run on hostcuda too.
+CUDA_TWINS = {
+    "rnn", "lstm", "gru", "cells", "softmax", "cross_entropy", "embedding", "layer_norm", "activations", "dropout",
+    "rope", "attention", "attention_shapes",
+}  # fmt: skip
+ORDERS = ("forward", "reverse", "random")
+# A thread is a fiber there, and the kernels know one precision: what takes long and shows little that is not shown by
+# its shorter neighbours is a long sweep on hostcuda.
+HOSTCUDA_SLOW = re.compile(
+    r"test_precision\[|test_threads_and_repeats|test_memory_grows|test_streaming\[.*(33-None-None|high|medium)\]"
+    r"|test_(forward|backward)\[(?!float32-).*T(3N130|2N3I785|90N9)"
+)
+DEVICES = ((227 * 1024, 8), (163 * 1024, 1), (6 * 1024, 8))  # bytes of shared memory, blocks of a cluster
 
 
 def isa_names() -> list[str]:
@@ -33,17 +48,26 @@ def isa_names() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give `case` and `variant` what the test's class lists, and `isa` what the machine has."""
+    """Give `case` and `variant` what the test's class lists, and the backends and ISAs there are."""
     for name in ("case", "variant", "torch_variant"):
         values = getattr(metafunc.cls, f"{name}s", None)
         if values is not None and name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=str)
-    if "isa" in metafunc.fixturenames:
+    if "backend" in metafunc.fixturenames:
+        pairs = [("cpu", isa) for isa in isa_names()]
+        if metafunc.module.__name__.rpartition("test_")[2] in CUDA_TWINS:
+            pairs.append(("hostcuda", ""))
+        ids = ["-".join(filter(None, pair)) for pair in pairs]
+        metafunc.parametrize(("backend", "isa"), pairs, ids=ids, indirect=True)
+    elif "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", isa_names(), indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the long sweeps out unless a marker expression names them, as `-m slow` does."""
+    for item in items:
+        if "hostcuda" in item.name and HOSTCUDA_SLOW.search(item.name):
+            item.add_marker("slow")
     if "slow" in config.getoption("-m"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -68,13 +92,37 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     from seqkern import _cpu
 
     before = _cpu.active_isa()
-    _cpu.set_isa(request.param)
+    _cpu.set_isa(request.param or before)
     yield request.param
     _cpu.set_isa(before)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(scope="session")
+def hostcuda() -> ModuleType:
+    """The CUDA kernels executed on the host, built once; skipped where nothing can build them.
+
+    With SEQKERN_HOSTCUDA_SANITIZE=address,undefined under those sanitizers.
+    """
+    from hostcuda import build
+
+    if build.compiler() is None:
+        pytest.skip("hostcuda needs a C++ compiler and pybind11")
+    return build.load(build.build(sanitize=os.environ.get("SEQKERN_HOSTCUDA_SANITIZE", "")))
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
+    """`cpu`, or `hostcuda` in a thread order, copy mode and device drawn from the test's name."""
+    if request.param == "hostcuda":
+        from hostcuda.build import stand_below_ops
+
+        module = request.getfixturevalue("hostcuda")
+        stand_below_ops(module, request.getfixturevalue("monkeypatch").setattr)
+        draw = zlib.crc32(request.node.name.encode())
+        shared, cluster = DEVICES[draw // 6 % 3]
+        module.configure(
+            order=ORDERS[draw % 3], deferred=bool(draw // 3 % 2), max_shared=shared, max_cluster=cluster
+        )
     return str(request.param)
 
 

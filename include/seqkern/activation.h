@@ -37,4 +37,10 @@ void activation_forward(const ActivationForward&);
 void activation_backward(const ActivationBackward&);
 }  // namespace cpu
 
+// The same on a CUDA stream (null: the default one); pointers are the device's.
+namespace cuda {
+void activation_forward(const ActivationForward&, void* stream);
+void activation_backward(const ActivationBackward&, void* stream);
+}  // namespace cuda
+
 }  // namespace seqkern

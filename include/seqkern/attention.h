@@ -47,18 +47,18 @@ struct AttentionInputs {
   double dropout = 0;            // element e of [B, Hq, query_len, key_len] as in elementwise.h, offset 0
   std::uint64_t seed = 0;
 
-  index_t group() const { return kv_heads ? heads / kv_heads : 0; }
-  index_t queries(index_t b) const {
+  constexpr index_t group() const { return kv_heads ? heads / kv_heads : 0; }
+  constexpr index_t queries(index_t b) const {
     if (cu_q) return cu_q[b + 1] - cu_q[b];
     return q_lengths ? q_lengths[b] : query_len;
   }
-  index_t keys(index_t b) const {
+  constexpr index_t keys(index_t b) const {
     if (cu_k) return cu_k[b + 1] - cu_k[b];
     return kv_lengths ? kv_lengths[b] : key_len;
   }
   // Rows of lse: [B, Hq, query_len], or [Hq, total] when packed.
-  index_t rows() const { return cu_q ? heads * cu_q[batch] : batch * heads * query_len; }
-  index_t row(index_t b, index_t head, index_t i) const {
+  constexpr index_t rows() const { return cu_q ? heads * cu_q[batch] : batch * heads * query_len; }
+  constexpr index_t row(index_t b, index_t head, index_t i) const {
     return (cu_q ? head * cu_q[batch] + cu_q[b] : (b * heads + head) * query_len) + i;
   }
 };
@@ -84,5 +84,14 @@ namespace cpu {
 void attention_forward(const AttentionForward&);
 void attention_backward(const AttentionBackward&);
 }  // namespace cpu
+
+// The same on a CUDA stream (null: the default one); pointers are the device's, those to lengths and offsets too. The
+// workspace, of at least the bytes its function names, is 256-byte aligned and holds nothing before or after.
+namespace cuda {
+std::size_t attention_forward_workspace(const AttentionForward&);
+std::size_t attention_backward_workspace(const AttentionBackward&);
+void attention_forward(const AttentionForward&, void* workspace, void* stream);
+void attention_backward(const AttentionBackward&, void* workspace, void* stream);
+}  // namespace cuda
 
 }  // namespace seqkern

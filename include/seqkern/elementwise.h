@@ -75,4 +75,9 @@ void probe_fma(const Probe&);
 void probe_read(const Probe&);
 }  // namespace cpu
 
+// The same on a CUDA stream (null: the default one); pointers are the device's.
+namespace cuda {
+void dropout(const Dropout&, void* stream);
+}  // namespace cuda
+
 }  // namespace seqkern

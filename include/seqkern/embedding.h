@@ -26,4 +26,10 @@ void embedding_forward(const EmbeddingForward&);
 void embedding_backward(const EmbeddingBackward&);
 }  // namespace cpu
 
+// The same on a CUDA stream (null: the default one); pointers are the device's.
+namespace cuda {
+void embedding_forward(const EmbeddingForward&, void* stream);
+void embedding_backward(const EmbeddingBackward&, void* stream);
+}  // namespace cuda
+
 }  // namespace seqkern

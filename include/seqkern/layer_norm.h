@@ -37,4 +37,14 @@ void rms_norm_forward(const NormForward&);
 void rms_norm_backward(const NormBackward&);
 }  // namespace cpu
 
+// The same on a CUDA stream (null: the default one); pointers are the device's. The workspace, of at least the bytes
+// its function names, holds nothing before or after.
+namespace cuda {
+std::size_t norm_backward_workspace(const NormBackward&);
+void layer_norm_forward(const NormForward&, void* stream);
+void layer_norm_backward(const NormBackward&, void* workspace, void* stream);
+void rms_norm_forward(const NormForward&, void* stream);
+void rms_norm_backward(const NormBackward&, void* workspace, void* stream);
+}  // namespace cuda
+
 }  // namespace seqkern

@@ -35,7 +35,7 @@ struct RecurrentInputs {
   const void *bias_ih = nullptr, *bias_hh = nullptr, *peephole = nullptr;
   const void *h0 = nullptr, *c0 = nullptr;
 
-  index_t state_size() const { return proj_size ? proj_size : hidden_size; }
+  constexpr index_t state_size() const { return proj_size ? proj_size : hidden_size; }
 };
 
 struct RecurrentForward : RecurrentInputs {
@@ -62,5 +62,22 @@ void rnn_backward(const RecurrentBackward&);
 void lstm_backward(const RecurrentBackward&);
 void gru_backward(const RecurrentBackward&);
 }  // namespace cpu
+
+// The same on a CUDA stream (null: the default one); pointers are the device's. The workspace, of at least the
+// bytes its function names, is 256-byte aligned and holds nothing before or after.
+namespace cuda {
+std::size_t rnn_forward_workspace(const RecurrentForward&);
+std::size_t lstm_forward_workspace(const RecurrentForward&);
+std::size_t gru_forward_workspace(const RecurrentForward&);
+std::size_t rnn_backward_workspace(const RecurrentBackward&);
+std::size_t lstm_backward_workspace(const RecurrentBackward&);
+std::size_t gru_backward_workspace(const RecurrentBackward&);
+void rnn_forward(const RecurrentForward&, void* workspace, void* stream);
+void lstm_forward(const RecurrentForward&, void* workspace, void* stream);
+void gru_forward(const RecurrentForward&, void* workspace, void* stream);
+void rnn_backward(const RecurrentBackward&, void* workspace, void* stream);
+void lstm_backward(const RecurrentBackward&, void* workspace, void* stream);
+void gru_backward(const RecurrentBackward&, void* workspace, void* stream);
+}  // namespace cuda
 
 }  // namespace seqkern

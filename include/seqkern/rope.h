@@ -25,4 +25,9 @@ namespace cpu {
 void rope(const Rope&);
 }  // namespace cpu
 
+// The same on a CUDA stream (null: the default one); pointers are the device's.
+namespace cuda {
+void rope(const Rope&, void* stream);
+}  // namespace cuda
+
 }  // namespace seqkern

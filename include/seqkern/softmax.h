@@ -52,4 +52,12 @@ void cross_entropy_forward(const CrossEntropyForward&);
 void cross_entropy_backward(const CrossEntropyBackward&);
 }  // namespace cpu
 
+// The same on a CUDA stream (null: the default one); pointers are the device's.
+namespace cuda {
+void softmax_forward(const SoftmaxForward&, void* stream);
+void softmax_backward(const SoftmaxBackward&, void* stream);
+void cross_entropy_forward(const CrossEntropyForward&, void* stream);
+void cross_entropy_backward(const CrossEntropyBackward&, void* stream);
+}  // namespace cuda
+
 }  // namespace seqkern

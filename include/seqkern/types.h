@@ -17,6 +17,9 @@ enum class Precision : std::uint8_t { highest, high, medium };
 struct bf16 {
   std::uint16_t bits;
 };
+struct f16 {  // CUDA only
+  std::uint16_t bits;
+};
 
 // The type arithmetic and accumulators use for values stored as T.
 template <class T>
@@ -30,6 +33,7 @@ struct AccumulatorOf<double> {
 template <class T>
 using acc_t = typename AccumulatorOf<T>::type;
 
+constexpr index_t min_of(index_t a, index_t b) { return a < b ? a : b; }
 constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 

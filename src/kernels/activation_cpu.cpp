@@ -1,9 +1,11 @@
 // Scalar functions over whole arrays, forward and backward: one pass, bound by memory. Threads share the elements.
 #include "seqkern/activation.h"
 
-#include "activation.h"
 #include "passes.h"
+#include "simd/math.h"
 #include "types_cpu.h"
+
+#include "activation_cell.h"  // over math.h
 
 namespace seqkern::SEQKERN_ISA {
 namespace {

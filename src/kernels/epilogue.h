@@ -3,8 +3,10 @@
 #pragma once
 #include <algorithm>
 
-#include "activation.h"
 #include "seqkern/linear.h"
+#include "simd/math.h"
+
+#include "activation_cell.h"  // over math.h
 
 namespace seqkern::SEQKERN_ISA {
 

@@ -1,12 +1,26 @@
-// Scalar functions over Vec: value(x), and gradient(s, dy) with s what forward saved (include/seqkern/activation.h).
+// Scalar functions over a value type V (a SIMD register or a float): value(x), and gradient(s, dy) with s what forward
+// saved (include/seqkern/activation.h). Who includes this brings exp, tanh, sigmoid, abs and normal of V.
 #pragma once
+#include <type_traits>
+
 #include "seqkern/activation.h"
-#include "simd/math.h"
 
 namespace seqkern::SEQKERN_ISA {
 
 template <class V>
-using Scalar = std::remove_cvref_t<decltype(V{}[0])>;
+struct ScalarOf {
+  using type = std::remove_cvref_t<decltype(V{}[0])>;
+};
+template <>
+struct ScalarOf<float> {
+  using type = float;
+};
+template <>
+struct ScalarOf<double> {
+  using type = double;
+};
+template <class V>
+using Scalar = typename ScalarOf<V>::type;
 
 struct Relu {
   template <class V>

@@ -1,0 +1,358 @@
+// The device layer: the only inline PTX of the project, and every word of CUDA a kernel uses.
+//
+// Under nvcc the functions below are PTX or intrinsics. Under any other compiler they have host bodies on top of
+// tests/hostcuda/runtime.h, which runs the kernels' own text with one fiber per thread. The layouts of the warp
+// matrix instructions are those of the PTX ISA, "Warp-level matrix instructions".
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "seqkern/types.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define SEQKERN_HOSTCUDA 0
+#else
+#include "hostcuda/runtime.h"
+#define SEQKERN_HOSTCUDA 1
+#endif
+
+// The cells of src/kernels/*_cell.h are compiled into this namespace, over V = float or double.
+#define SEQKERN_ISA cuda
+#define SEQKERN_INLINE __device__ __forceinline__
+#if SEQKERN_HOSTCUDA
+#define SEQKERN_UNROLL
+#else
+#define SEQKERN_UNROLL _Pragma("unroll")
+#endif
+
+// `name`: the block's dynamic shared memory, 1024-byte aligned.
+// SEQKERN_SHARED(type, name, count): an array of the block's own.
+#if SEQKERN_HOSTCUDA
+#define SEQKERN_DYNAMIC_SHARED(name) auto name = static_cast<unsigned char*>(::hostcuda::dynamic_shared())
+#define SEQKERN_SHARED(type, name, count) \
+  static const char name##_key = 0;       \
+  auto name = static_cast<type*>(::hostcuda::static_shared(&name##_key, sizeof(type) * (count)))
+#else
+#define SEQKERN_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define SEQKERN_SHARED(type, name, count) __shared__ type name[count]
+#endif
+
+namespace seqkern::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// ---- storage: one value at a time; arithmetic is float, or double for double ----
+
+template <class To, class From>
+SEQKERN_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+SEQKERN_INLINE float load(const float* p) { return *p; }
+SEQKERN_INLINE double load(const double* p) { return *p; }
+SEQKERN_INLINE float load(const bf16* p) { return bit_cast<float>(std::uint32_t(p->bits) << 16); }
+SEQKERN_INLINE float load(const f16* p) {
+#if SEQKERN_HOSTCUDA
+  return float(bit_cast<_Float16>(p->bits));
+#else
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(p->bits));
+  return v;
+#endif
+}
+
+SEQKERN_INLINE void store(float* p, float v) { *p = v; }
+SEQKERN_INLINE void store(double* p, double v) { *p = v; }
+SEQKERN_INLINE void store(bf16* p, float v) {  // to nearest even
+#if SEQKERN_HOSTCUDA
+  auto u = bit_cast<std::uint32_t>(v);
+  p->bits = v == v ? std::uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16) : std::uint16_t(0x7fff);
+#else
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(p->bits) : "f"(v));
+#endif
+}
+SEQKERN_INLINE void store(f16* p, float v) {
+#if SEQKERN_HOSTCUDA
+  p->bits = bit_cast<std::uint16_t>(_Float16(v));
+#else
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(p->bits) : "f"(v));
+#endif
+}
+
+// As a value stored and loaded again.
+template <class T>
+SEQKERN_INLINE acc_t<T> rounded(acc_t<T> v) {
+  T stored;
+  store(&stored, v);
+  return load(&stored);
+}
+
+template <class T>
+SEQKERN_INLINE acc_t<T> load_or_zero(const T* p, index_t offset) {
+  return p ? load(p + offset) : acc_t<T>(0);
+}
+
+// ---- functions ----
+
+SEQKERN_INLINE float exp(float x) { return ::expf(x); }
+SEQKERN_INLINE double exp(double x) { return ::exp(x); }
+SEQKERN_INLINE float log(float x) { return ::logf(x); }
+SEQKERN_INLINE double log(double x) { return ::log(x); }
+SEQKERN_INLINE float tanh(float x) { return ::tanhf(x); }
+SEQKERN_INLINE double tanh(double x) { return ::tanh(x); }
+template <class V>
+SEQKERN_INLINE V sigmoid(V x) {
+  V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
+  return (x < 0 ? e : V(1)) / (1 + e);
+}
+SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
+SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
+SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
+SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
+SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
+template <class V>
+SEQKERN_INLINE V infinity() {
+  return V(__builtin_huge_val());
+}
+
+// ---- a block and its warps ----
+
+SEQKERN_INLINE int lane_id() { return int(threadIdx.x) & 31; }
+SEQKERN_INLINE int warp_id() { return int(threadIdx.x) >> 5; }
+SEQKERN_INLINE int warps() { return int(blockDim.x) >> 5; }
+
+SEQKERN_INLINE void sync_block() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::barrier(0, 0, true, "__syncthreads");
+#else
+  __syncthreads();
+#endif
+}
+SEQKERN_INLINE void sync_warp() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::collective(kAllLanes, "__syncwarp", nullptr, nullptr, nullptr);
+#else
+  __syncwarp();
+#endif
+}
+#if SEQKERN_HOSTCUDA
+template <class T>
+struct ShuffleOperand {
+  T value;
+  int from;
+};
+template <class T>
+T shuffle_on_host(T v, int from, const char* what, unsigned mask) {
+  ShuffleOperand<T> in{v, from};
+  hostcuda::collective(mask, what, &in, &v, [](std::uint32_t m, void* const* i, void* const* o) {
+    for (int l = 0; l < 32; ++l) {
+      if (!(m >> l & 1)) continue;
+      int s = static_cast<ShuffleOperand<T>*>(i[l])->from;
+      if (!(m >> s & 1)) hostcuda::fail("shuffle from lane %d, which takes no part", s);
+      *static_cast<T*>(o[l]) = static_cast<ShuffleOperand<T>*>(i[s])->value;
+    }
+  });
+  return v;
+}
+#endif
+template <class T>
+SEQKERN_INLINE T shuffle(T v, int from, unsigned mask = kAllLanes) {
+#if SEQKERN_HOSTCUDA
+  return shuffle_on_host(v, from & 31, "__shfl_sync", mask);
+#else
+  return __shfl_sync(mask, v, from);
+#endif
+}
+template <class T>
+SEQKERN_INLINE T shuffle_xor(T v, int with, unsigned mask = kAllLanes) {
+#if SEQKERN_HOSTCUDA
+  return shuffle_on_host(v, hostcuda::lane() ^ with, "__shfl_xor_sync", mask);
+#else
+  return __shfl_xor_sync(mask, v, with);
+#endif
+}
+// Bit l: whether lane l says so.
+SEQKERN_INLINE unsigned ballot(bool says) {
+#if SEQKERN_HOSTCUDA
+  unsigned votes = 0;
+  hostcuda::collective(kAllLanes, "__ballot_sync", &says, &votes, [](std::uint32_t m, void* const* i, void* const* o) {
+    unsigned all = 0;
+    for (int l = 0; l < 32; ++l)
+      if (m >> l & 1) all |= unsigned(*static_cast<bool*>(i[l])) << l;
+    for (int l = 0; l < 32; ++l)
+      if (m >> l & 1) *static_cast<unsigned*>(o[l]) = all;
+  });
+  return votes;
+#else
+  return __ballot_sync(kAllLanes, says);
+#endif
+}
+
+// ---- clusters: blocks that see each other's shared memory (compute capability 9.0; elsewhere each is alone) ----
+
+SEQKERN_INLINE int cluster_rank() {
+#if SEQKERN_HOSTCUDA
+  return int(hostcuda::cluster_rank());
+#elif __CUDA_ARCH__ >= 900
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return 0;
+#endif
+}
+SEQKERN_INLINE int cluster_size() {
+#if SEQKERN_HOSTCUDA
+  return int(hostcuda::cluster_size());
+#elif __CUDA_ARCH__ >= 900
+  int size;
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(size));
+  return size;
+#else
+  return 1;
+#endif
+}
+// Every thread of the cluster meets here and sees what the others wrote before, wherever it lies.
+SEQKERN_INLINE void sync_cluster() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::cluster_barrier();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+// The same place in the dynamic shared memory of another block of the cluster.
+template <class T>
+SEQKERN_INLINE T* peer(T* p, int rank) {
+#if SEQKERN_HOSTCUDA
+  return static_cast<T*>(hostcuda::peer(p, unsigned(rank)));
+#elif __CUDA_ARCH__ >= 900
+  std::uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+  return reinterpret_cast<T*>(there);
+#else
+  return p;
+#endif
+}
+
+// ---- mbarriers: a phase ends when `count` threads have arrived and all bytes expected have come ----
+
+#if !SEQKERN_HOSTCUDA
+SEQKERN_INLINE std::uint32_t shared_address(const void* p) { return std::uint32_t(__cvta_generic_to_shared(p)); }
+#endif
+SEQKERN_INLINE void mbarrier_init(std::uint64_t* bar, int count) {  // sync_cluster before anybody else uses it
+#if SEQKERN_HOSTCUDA
+  hostcuda::mbarrier_init(bar, count);
+#elif __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(shared_address(bar)),
+      "r"(count)
+      : "memory");
+#endif
+}
+SEQKERN_INLINE void mbarrier_expect(std::uint64_t* bar, int bytes) {  // arrives, too
+#if SEQKERN_HOSTCUDA
+  hostcuda::mbarrier_arrive(bar, bytes);
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Until the phase of this parity has ended; the first phase is 0.
+SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
+#if SEQKERN_HOSTCUDA
+  while (!hostcuda::mbarrier_done(bar, parity)) {
+  }
+#elif __CUDA_ARCH__ >= 900
+  int done;
+  do
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.b32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(shared_address(bar)), "r"(parity)
+        : "memory");
+  while (!done);
+#endif
+}
+// *p = v in block `rank` of the cluster; its size in bytes comes to that block's `bar`. Both addresses are this
+// block's own.
+template <class V>
+SEQKERN_INLINE void store_async(V* p, V v, std::uint64_t* bar, int rank) {
+  static_assert(sizeof(V) == 4 || sizeof(V) == 8);
+#if SEQKERN_HOSTCUDA
+  hostcuda::store_async(hostcuda::peer(p, unsigned(rank)), &v, sizeof v,
+                        static_cast<std::uint64_t*>(hostcuda::peer(bar, unsigned(rank))));
+#elif __CUDA_ARCH__ >= 900
+  std::uint32_t to, there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(p)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(bar)), "r"(rank));
+  if constexpr (sizeof(V) == 4)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+                 "r"(bit_cast<std::uint32_t>(v)), "r"(there)
+                 : "memory");
+  else
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
+                 "l"(bit_cast<std::uint64_t>(v)), "r"(there)
+                 : "memory");
+#endif
+}
+
+// ---- wide words: both addresses must be multiples of kBytes ----
+
+template <int kBytes>
+struct alignas(kBytes) Word {
+  std::uint16_t parts[kBytes / 2];
+};
+template <int kBytes>
+SEQKERN_INLINE void copy_word(void* to, const void* from) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::check_aligned(to, kBytes, "copy_word");
+  hostcuda::check_aligned(from, kBytes, "copy_word");
+#endif
+  *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
+}
+
+// ---- asynchronous copies, global to shared: `kBytes` 16, 8 or 4; not `valid`: zeros, and nothing is read ----
+
+template <int kBytes>
+SEQKERN_INLINE void copy_async(void* to, const void* from, bool valid = true) {
+  static_assert(kBytes == 16 || kBytes == 8 || kBytes == 4);
+#if SEQKERN_HOSTCUDA
+  hostcuda::copy_async(to, from, kBytes, valid ? kBytes : 0);
+#else
+  int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(kBytes),
+                 "r"(bytes)
+                 : "memory");
+#endif
+}
+SEQKERN_INLINE void copy_commit() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::commit_async();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most kPending of the groups committed last are in flight.
+template <int kPending>
+SEQKERN_INLINE void copy_wait() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::wait_async(kPending);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+}  // namespace seqkern::cuda

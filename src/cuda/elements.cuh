@@ -1,0 +1,64 @@
+// Kernels over the elements of contiguous arrays, one pass: 16 bytes at a time where all addresses allow it.
+#pragma once
+#include "cuda/launch.cuh"
+
+namespace seqkern::cuda {
+
+inline constexpr int kElementThreads = 256;
+
+template <class T, int kWidth>
+struct alignas(kWidth * sizeof(T)) Adjacent {
+  T v[kWidth];
+};
+
+// The arrays that are read; element i of each is what a function of the element gets.
+template <class T, int kCount>
+struct Inputs {
+  const T* at[kCount];
+
+  template <class F>
+  SEQKERN_INLINE acc_t<T> apply(const F& f, index_t i, const T* const (&from)[kCount], int k) const {
+    if constexpr (kCount == 1) return f(i, load(from[0] + k));
+    else return f(i, load(from[0] + k), load(from[1] + k));
+  }
+};
+
+// out[i] = f(i, inputs[i]...)
+template <int kWidth, int kCount, class F, class T>
+__global__ void __launch_bounds__(kElementThreads) elements_kernel(index_t count, F f, Inputs<T, kCount> in, T* out) {
+  index_t step = index_t(gridDim.x) * kElementThreads * kWidth;
+  for (index_t i = (index_t(blockIdx.x) * kElementThreads + threadIdx.x) * kWidth; i < count; i += step) {
+    const T* from[kCount];
+    if (i + kWidth > count) {
+      for (int n = 0; n < kCount; ++n) from[n] = in.at[n] + i;
+      for (int k = 0; k < int(min_of(kWidth, count - i)); ++k) store(out + i + k, in.apply(f, i + k, from, k));
+      continue;
+    }
+    Adjacent<T, kWidth> x[kCount], y;
+    SEQKERN_UNROLL
+    for (int n = 0; n < kCount; ++n) {
+      copy_word<kWidth * sizeof(T)>(x[n].v, in.at[n] + i);
+      from[n] = x[n].v;
+    }
+    SEQKERN_UNROLL
+    for (int k = 0; k < kWidth; ++k) store(y.v + k, in.apply(f, i + k, from, k));
+    copy_word<kWidth * sizeof(T)>(out + i, y.v);
+  }
+}
+
+template <int kCount, class F, class T>
+void for_elements(index_t count, void* stream, F f, Inputs<T, kCount> in, void* out_) {
+  if (!count) return;
+  auto out = static_cast<T*>(out_);
+  constexpr int kWidth = 16 / int(sizeof(T));
+  auto addresses = std::uintptr_t(out);
+  for (auto p : in.at) addresses |= std::uintptr_t(p);
+  bool wide = addresses % 16 == 0;
+  index_t blocks = ceil_div(count, kElementThreads * (wide ? kWidth : 1));
+  Launch l{dim3(unsigned(min_of(blocks, 65536))), dim3(kElementThreads)};
+  l.stream = static_cast<cudaStream_t>(stream);
+  if (wide) launch(l, elements_kernel<kWidth, kCount, F, T>, count, f, in, out);
+  else launch(l, elements_kernel<1, kCount, F, T>, count, f, in, out);
+}
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,74 @@
+// Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
+#pragma once
+#include <stdexcept>
+#include <string>
+
+#include "cuda/device.cuh"
+
+namespace seqkern::cuda {
+
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Launch {
+  dim3 blocks, threads;
+  std::size_t shared_bytes = 0;
+  int cluster = 1;  // blocks.x must be a multiple; more than 1 needs compute capability 9.0
+  cudaStream_t stream = nullptr;
+};
+
+// What a kernel may ask of a block on the current device. Clusters need the kernel's own code to be of compute
+// capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
+struct Limits {
+  int max_shared, max_cluster;
+};
+
+#if SEQKERN_HOSTCUDA
+
+inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
+
+template <class... Parameters, class... Arguments>
+void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
+  auto body = [=] { kernel(arguments...); };
+  hostcuda::launch(
+      l.blocks, l.threads, l.cluster, l.shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+}
+
+#else
+
+inline void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver)
+    throw DeviceError(std::string("no CUDA device: ") + cudaGetErrorString(error));
+  throw DeviceError(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+inline Limits limits(const void* kernel) {
+  int device, shared;
+  cudaFuncAttributes code;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(cudaFuncGetAttributes(&code, kernel));
+  return {shared, code.ptxVersion >= 90 ? 8 : 1};  // 8 blocks is the size every such device promises
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
+  if (l.shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(l.cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = l.blocks, config.blockDim = l.threads;
+  config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;
+  config.attrs = &attribute, config.numAttrs = l.cluster > 1 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+#endif
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,131 @@
+// LSTM on the GPU: the cell for layer_forward.cuh and layer_backward.cuh.
+#include "layer_backward.cuh"
+#include "lstm_cell.h"
+
+namespace seqkern::cuda {
+namespace {
+
+template <class A>
+SEQKERN_INLINE LstmPeephole<A> load_peephole(const void* peephole, index_t hidden, index_t u) {
+  auto p = static_cast<const A*>(peephole) + u;
+  return {p[0], p[hidden], p[2 * hidden]};
+}
+
+template <class T>
+struct LstmForwardCell {
+  using A = acc_t<T>;
+  static constexpr int kGates = 4, kLate = 0, kFolded = 4;
+  RecurrentForward p;
+
+  SEQKERN_INLINE A operator()(Site at, const A (&x)[4], const A (&h)[4], A, bool on) const {
+    index_t H = p.hidden_size, row = at.t * p.batch + at.n;
+    LstmGates<A> a{x[0] + h[0], x[1] + h[1], x[2] + h[2], x[3] + h[3]};
+    A* state = static_cast<A*>(p.c_n) + at.n * H + at.u;
+    A c = *state, out;
+    if (p.peephole) {
+      auto peephole = load_peephole<A>(p.peephole, H, at.u);
+      out = lstm_cell(a, c, &peephole);
+    } else {
+      out = lstm_cell<A>(a, c, nullptr);
+    }
+    if (on) *state = c;
+    if (p.gates) {
+      A* g = static_cast<A*>(p.gates) + row * 4 * H + at.u;
+      g[0] = on ? a.i : A(0);
+      g[H] = on ? a.f : A(0);
+      g[2 * H] = on ? a.g : A(0);
+      g[3 * H] = on ? a.o : A(0);
+      static_cast<A*>(p.cells)[row * H + at.u] = on ? c : A(0);
+    }
+    return out;
+  }
+};
+
+template <class T>
+struct LstmBackwardCell {
+  using A = acc_t<T>;
+  static constexpr int kGates = 4, kSums = 4, kLate = 0;
+  RecurrentBackward p;
+  A* dcell;  // [N, H], running
+
+  SEQKERN_INLINE index_t offset(Site at) const { return (at.t * p.batch + at.n) * p.hidden_size + at.u; }
+  SEQKERN_INLINE A gate(Site at, int g) const {
+    return static_cast<const A*>(p.gates)[((at.t * p.batch + at.n) * 4 + g) * p.hidden_size + at.u];
+  }
+
+  SEQKERN_INLINE void start(Site at) const {
+    index_t i = at.n * p.hidden_size + at.u;
+    dcell[i] = load_or_zero(static_cast<const A*>(p.dc_n), i);
+  }
+  SEQKERN_INLINE void finish(Site at) const {
+    index_t i = at.n * p.hidden_size + at.u;
+    if (p.dc0) static_cast<A*>(p.dc0)[i] = dcell[i];
+  }
+  // h before the projection
+  SEQKERN_INLINE A output(Site at) const { return gate(at, 3) * tanh(static_cast<const A*>(p.cells)[offset(at)]); }
+
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+    LstmGates<A> s{gate(at, 0), gate(at, 1), gate(at, 2), gate(at, 3)};
+    A c = static_cast<const A*>(p.cells)[offset(at)], c_prev = state_before<A>(p, p.c0, p.cells, p.hidden_size, at);
+    A& dc = dcell[at.n * p.hidden_size + at.u];
+    LstmGates<A> g;
+    if (p.peephole) {
+      auto peephole = load_peephole<A>(p.peephole, p.hidden_size, at.u);
+      g = lstm_cell_backward(dh, dc, s, c, c_prev, &peephole);
+    } else {
+      g = lstm_cell_backward<A>(dh, dc, s, c, c_prev, nullptr);
+    }
+    d[0] = g.i, d[1] = g.f, d[2] = g.g, d[3] = g.o;
+    return A(0);
+  }
+};
+
+// What a peephole's gradient sums up: that of its gate times the cell state it saw.
+template <class A>
+struct PeepholeTerm {
+  RecurrentBackward p;
+  const A* dgates;
+  int gate;
+  SEQKERN_INLINE A operator()(index_t row, index_t u) const {
+    Site at{row / p.batch, row % p.batch, u};
+    A d = dgates[(row * 4 + gate) * p.hidden_size + u];
+    if (!active(p.lengths, at.n, at.t)) return A(0);
+    if (gate == 3) return d * static_cast<const A*>(p.cells)[row * p.hidden_size + u];
+    return d * state_before<A>(p, p.c0, p.cells, p.hidden_size, at);
+  }
+};
+
+std::size_t forward(const RecurrentForward& p, void* workspace, void* stream) {
+  std::size_t bytes = 0;
+  for_types(p.dtype, p.weight_dtype, [&]<class T, class W>() {
+    using Cell = LstmForwardCell<T>;
+    bytes = layer_forward<T, W, Cell>(p, workspace, stream, [&](Pieces&) { return Cell{p}; });
+  });
+  return bytes;
+}
+
+std::size_t backward(const RecurrentBackward& p, void* workspace, void* stream) {
+  std::size_t bytes = 0;
+  for_types(p.dtype, p.weight_dtype, [&]<class T, class W>() {
+    using A = acc_t<T>;
+    using Cell = LstmBackwardCell<T>;
+    index_t H = p.hidden_size;
+    const A* dgates = nullptr;
+    bytes = layer_backward<T, W, Cell>(
+        p, workspace, stream, [&](Pieces& pieces) { return Cell{p, pieces.take<A>(p.batch * H)}; }, &dgates);
+    if (!workspace || !p.dpeephole) return;
+    for (int i = 0; i < 3; ++i)
+      column_sums(p.seq_len * p.batch, H, PeepholeTerm<A>{p, dgates, i == 2 ? 3 : i},
+                  static_cast<A*>(p.dpeephole) + i * H, static_cast<cudaStream_t>(stream));
+  });
+  return bytes;
+}
+
+}  // namespace
+
+std::size_t lstm_forward_workspace(const RecurrentForward& p) { return forward(p, nullptr, nullptr); }
+std::size_t lstm_backward_workspace(const RecurrentBackward& p) { return backward(p, nullptr, nullptr); }
+void lstm_forward(const RecurrentForward& p, void* workspace, void* stream) { forward(p, workspace, stream); }
+void lstm_backward(const RecurrentBackward& p, void* workspace, void* stream) { backward(p, workspace, stream); }
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,83 @@
+// The CUDA runtime for kernels that run on the host: src/cuda/device.cuh includes this instead of CUDA's headers
+// when the compiler is not nvcc.
+//
+// Every CUDA thread is a fiber; the blocks of a cluster run together, clusters one after another. A fiber runs
+// until it meets a barrier, a warp collective or a poll that fails, so what a kernel gets wrong shows the same
+// way every time, in each of three thread orders. Shared memory starts as NaN between guard zones; copies take
+// effect at once or as late as the waits allow. What is wrong throws from launch: a deadlock, a divergent
+// collective, an overrun, a misaligned access.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+using cudaStream_t = void*;
+
+// Rewritten whenever a fiber is resumed.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace hostcuda {
+
+enum class Order { forward, reverse, random };
+struct Config {
+  Order order = Order::forward;
+  std::uint64_t seed = 1;
+  bool deferred = false;                         // asynchronous copies land at the wait, not at the issue
+  int max_shared = 227 * 1024, max_cluster = 8;  // the device pretended
+};
+extern Config config;
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// body(context) once per thread of every block.
+using Body = void (*)(void* context);
+void launch(dim3 grid, dim3 block, int cluster, std::size_t shared_bytes, Body body, void* context);
+
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+void check_aligned(const void* p, std::size_t bytes, const char* what);
+
+void* dynamic_shared();
+void* static_shared(const void* key, std::size_t bytes);  // the block's array of that declaration
+
+int lane();
+unsigned cluster_rank(), cluster_size();
+// The same place in another block's shared memory; `p` must lie in this block's dynamic shared memory.
+void* peer(const void* p, unsigned rank);
+
+void barrier(int id, int threads, bool wait, const char* what);  // threads 0: every live thread of the block
+void cluster_barrier();
+
+// Every lane of `mask` hands in its operands and a place for its result; the last to arrive combines them all.
+using Combine = void (*)(std::uint32_t mask, void* const* in, void* const* out);
+void collective(std::uint32_t mask, const char* what, void* in, void* out, Combine combine);
+
+// cp.async of the calling thread
+void copy_async(void* to, const void* from, int bytes, int from_bytes);
+void commit_async();
+void wait_async(int pending_groups);
+
+// mbarriers, and stores that arrive on one
+void mbarrier_init(std::uint64_t* bar, int count);
+void mbarrier_arrive(std::uint64_t* bar, int expected_bytes);
+bool mbarrier_done(std::uint64_t* bar, int parity);  // false lets others run first
+void store_async(void* to, const void* value, int bytes, std::uint64_t* bar);
+
+}  // namespace hostcuda

@@ -1,0 +1,234 @@
+"""The CUDA kernels on the host (tests/hostcuda): nothing depends on who runs first, and planted defects show.
+
+A planted defect is a copy of the kernels' text with a few words changed. It counts as caught when, in some thread
+order and copy mode, the runtime refuses the launch or the result differs from that of the text as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hostcuda import build
+from seqkern import selftest
+from support.cases import DTYPES, DTypes, Recurrent, make_arrays, make_gradients
+from support.compare import assert_bitwise_equal
+from support.oracle import run
+from support.process import run_worker
+
+CONFIGURATIONS = [
+    {"order": order, "deferred": deferred}
+    for order, deferred in product(("forward", "reverse", "random"), (False, True))
+]
+CASES = [
+    Recurrent("rnn", N=3, H=33),
+    Recurrent("lstm", N=9, H=33, lengths="ragged"),
+    Recurrent("lstm", H=35, P=20, peephole=True),
+    Recurrent("gru", H=33, reverse=True),
+    Recurrent("gru", N=9, H=33, reset_after=False),
+]
+
+
+def results(module: ModuleType, case: Recurrent, dtypes: DTypes, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """Outputs and gradients of a recurrent layer on `module`."""
+    import seqkern
+
+    with monkeypatch.context() as patch:
+        build.stand_below_ops(module, patch.setattr)
+        return run(seqkern, case, make_arrays(case, dtypes), make_gradients(case, dtypes))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case}")
+def test_no_order_changes_a_bit(
+    hostcuda: ModuleType, case: Recurrent, dtype: DTypes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thread orders, eager and deferred copies: the same bits, in clusters and alone, on chip and off."""
+    want = None
+    for max_cluster, max_shared in ((8, 227 * 1024), (1, 163 * 1024), (4, 2 * 1024)):
+        for configuration in CONFIGURATIONS:
+            hostcuda.configure(**configuration, max_cluster=max_cluster, max_shared=max_shared)
+            got = results(hostcuda, case, dtype, monkeypatch)
+            want = want or got
+            assert_bitwise_equal(got, want, f"{configuration} {max_cluster} {max_shared}")
+
+
+def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
+    """Prefill and decode, forward and backward, with a mask whose gradient is summed over heads and rows."""
+    import seqkern
+
+    rng = np.random.default_rng(0)
+    for queries in (40, 2):
+        arrays = [rng.standard_normal((1, h, n, 72), np.float32) for h, n in ((4, queries), (2, 300), (2, 300))]
+        mask = rng.standard_normal((1, 300), np.float32)
+        with monkeypatch.context() as patch:
+            build.stand_below_ops(module, patch.setattr)
+            out, saved = seqkern.scaled_dot_product_attention_forward(
+                *arrays, mask, enable_gqa=True, causal="bottom_right", sinks=mask[0, :4]
+            )
+            gradients = seqkern.scaled_dot_product_attention_backward(out, saved)
+            yield out, saved.stats, *gradients, gradients.dsinks
+
+
+def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = None
+    for configuration in CONFIGURATIONS:
+        hostcuda.configure(**configuration)
+        got = list(attention_results(hostcuda, monkeypatch))
+        want = want or got
+        for mine, first in zip(got, want, strict=True):
+            assert_bitwise_equal(mine, first, str(configuration))
+
+
+@pytest.mark.parametrize("side", ["start", "end"])
+def test_guard_pages(hostcuda: ModuleType, side: str) -> None:
+    """Every array flush against an unmapped page."""
+    result = run_worker("guard_worker.py", str(hostcuda.__file__), side)
+    assert result.returncode == 0 and "done" in result.stdout, result.stderr[-4000:]
+
+
+@pytest.mark.parametrize("kernel", ["layer_norm", "rms_norm", "softmax", "log_softmax", "cross_entropy", "embedding"])
+def test_the_self_test(hostcuda: ModuleType, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases of `python -m seqkern selftest`, forward and backward, in every dtype."""
+    build.stand_below_ops(hostcuda, monkeypatch.setattr)
+    count = 0
+    for case in selftest.REGISTRY[kernel](kernel, False):
+        for dtype in case.dtypes:
+            hostcuda.configure(**CONFIGURATIONS[count % len(CONFIGURATIONS)])
+            result = selftest.check(kernel, case, dtype)
+            assert result.ok, result
+            count += 1
+    assert count
+
+
+class Defect(NamedTuple):
+    """A file, its text, and what stands there instead; the kernel that is built from it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    kernel: str = "src/kernels/rnn_cuda.cu"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
+FORWARD = "src/kernels/layer_forward.cuh"
+EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
+TILE, FLASH = "src/kernels/attention_tile.cuh", "src/kernels/attention_cuda.cu"
+DEFECTS = [
+    Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
+    Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
+    Defect("barrier missing in a reduction", "src/cuda/reduce.cuh",
+           "parts[warp_id()] = v;\n  sync_block();", "parts[warp_id()] = v;", SOFTMAX),
+    Defect("copy wait too lax", LAYER, "copy_wait<0>();", "copy_wait<1>();"),
+    Defect("static shared overrun", GEMM, "SHARED(A, b, kDepth * kPitch)", "SHARED(A, b, kDepth * kTile)"),
+    Defect("dynamic shared overrun", FORWARD, "ceil_div(H, cluster) * G * S", "H / cluster * G * S"),
+    Defect("divergent full-mask shuffle", FORWARD,
+           "      row_products(rows, state.buffer(now), S, h);\n      if (!there) return;",
+           "      if (!there) return;\n      row_products(rows, state.buffer(now), S, h);"),
+    Defect("stage overwritten before it is read", LAYER, "return data + i * kRows * width;", "return data + 0 * i;"),
+    Defect("consumer ignores full", LAYER, "mbarrier_wait(full + i, int(use & 1))", "(void)use"),
+    Defect("consumer waits for the wrong phase", LAYER, "int(use & 1)", "int(~use & 1)"),
+    Defect("too many bytes expected", LAYER, "bytes = int(rows * columns", "bytes = 4 + int(rows * columns"),
+    Defect("too few bytes expected", LAYER, "bytes = int(rows * columns", "bytes = -4 + int(rows * columns"),
+    Defect("barrier count off by one", LAYER, "mbarrier_init(full + i, 1)", "mbarrier_init(full + i, 2)"),
+    Defect("blocks of a cluster race", FORWARD, "    copies_arrived();\n    sync_cluster();", "    copies_arrived();"),
+    Defect("attention: barrier missing before use", TILE,
+           "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      sync();\n      for",
+           "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      for", FLASH),
+    Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
+    Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
+           "src/kernels/attention_backward_cuda.cu"),
+    Defect("attention: static shared overrun", FLASH, "(A, right, kSide * k", "(A, right, (kSide - 1) * k", FLASH),
+    Defect("attention: divergent full-mask shuffle", FLASH, "if (piece >= pieces) return;",
+           "if (piece >= pieces || lane_id() == 31) return;", FLASH),
+    Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
+]  # fmt: skip
+
+
+def rnn_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
+    for case in (Recurrent("rnn", T=5, H=32, N=3), Recurrent("rnn", T=5, H=33, I=40, N=9)):
+        yield results(module, case, DTYPES[0], monkeypatch)
+
+
+def embedding_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
+    yield (module.embedding_forward(np.arange(4), np.arange(20, dtype=np.float32).reshape(4, 5)),)
+
+
+def softmax_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
+    x = np.random.default_rng(0).standard_normal((2, 1500)).astype(np.float32)
+    yield (module.softmax_forward(x, False),)
+
+
+RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
+    "src/kernels/rnn_cuda.cu": rnn_results,
+    EMBEDDING: embedding_results,
+    SOFTMAX: softmax_results,
+    FLASH: attention_results,
+    "src/kernels/attention_backward_cuda.cu": attention_results,
+}
+
+
+def plant(folder: Path, defect: Defect) -> ModuleType:
+    """The module with the defect, for float32 alone: the other types would only take longer to compile."""
+    build.patched(folder, {defect.file: (defect.old, defect.new)})
+    types = folder / "src/cuda/types.cuh"
+    types.write_text(re.sub(r"if \((\w+) == DType::\w+\) return .*;", r"(void)\1;", types.read_text()))
+    return build.load(build.build(folder, replaced=[defect.kernel]))
+
+
+def differs(got: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
+    pairs = [(a, b) for a, b in zip(got, want, strict=True) if a is not None]
+    return any(np.asarray(a).tobytes() != np.asarray(b).tobytes() for a, b in pairs)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=str)
+def test_planted_defect_is_caught(
+    hostcuda: ModuleType, defect: Defect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = plant(tmp_path, defect)
+    caught = []
+    for configuration in CONFIGURATIONS:
+        hostcuda.configure(**configuration)
+        want = list(RESULTS[defect.kernel](hostcuda, monkeypatch))
+        broken.configure(**configuration)
+        try:
+            got = list(RESULTS[defect.kernel](broken, monkeypatch))
+        except RuntimeError as error:
+            assert "hostcuda: " in str(error)
+            caught.append(f"{configuration}: {error}")
+            continue
+        if any(map(differs, got, want)):
+            caught.append(f"{configuration}: another result")
+    print("\n".join(caught))
+    assert caught
+
+
+def test_read_past_an_array_is_caught(hostcuda: ModuleType, tmp_path: Path) -> None:
+    """One row too many of an operand is read, and not used."""
+    broken = plant(tmp_path, Defect("", GEMM, "first + i < count &&", "first + i <= count &&"))
+    result = run_worker("guard_worker.py", str(broken.__file__), "end")
+    assert result.returncode == -signal.SIGSEGV, (result.returncode, result.stderr[-2000:])
+
+
+@pytest.mark.parametrize("file, kernel", [(GEMM, "src/kernels/rnn_cuda.cu"), (TILE, FLASH)])
+def test_no_defect_is_no_defect(
+    hostcuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, kernel: str
+) -> None:
+    """The patched build itself changes nothing."""
+    same = plant(tmp_path, Defect("", file, "#pragma once\n", "#pragma once\n// the same\n", kernel))
+    for configuration in CONFIGURATIONS:
+        hostcuda.configure(**configuration)
+        same.configure(**configuration)
+        both = (RESULTS[kernel](module, monkeypatch) for module in (same, hostcuda))
+        for got, want in zip(*both, strict=True):
+            assert_bitwise_equal(got, want, str(configuration))
