@@ -88,6 +88,7 @@ class Training:
     carry: arrays that go from step to step beside the parameters, such as recurrent states.
     history: curve name -> list of (step, loss).
     held_out: the loss when it was last evaluated.
+    interrupted: whether Ctrl-C ended the run.
     """
 
     model: Any
@@ -97,6 +98,7 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     held_out: float = math.nan
+    interrupted: bool = False
     carry: dict[str, np.ndarray] = field(default_factory=dict)
     history: dict[str, list[tuple[float, float]]] = field(
         default_factory=lambda: {"training": [], "held out": []}
@@ -172,6 +174,7 @@ class Training:
             if self.step not in dict(self.history["held out"]):
                 self._look(evaluate, None, bar, keep=not pressed())
             self.save()
+            self.interrupted = pressed()
         self.model.eval()
 
     def _progress(self, args: argparse.Namespace) -> float:

@@ -40,6 +40,33 @@ def loss_curves(
     figure.savefig(path)
 
 
+def attention_map(
+    weights: Any,
+    path: str | os.PathLike[str],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+) -> None:
+    """Draw attention weights [T, S] as a heat map, dark where a row looks, and save it as `path`.
+
+    rows: the T tokens that look, columns: the S tokens looked at.
+    """
+    if tuple(weights.shape) != (len(rows), len(columns)):
+        raise ValueError(
+            f"weights must be [{len(rows)}, {len(columns)}] for these tokens, got {list(weights.shape)}"
+        )
+    figure = _figure()
+    figure.set_size_inches(1.5 + 0.16 * len(columns), 1.2 + 0.16 * len(rows))
+    axes = figure.subplots()
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path)
+
+
 def _figure() -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -4,6 +4,7 @@ from ._beam import Generated
 from ._pretrained import count_parameters
 from ._recurrent import RecurrentOutput
 from ._transformer import ModelOutput
+from .captioner import Captioner, CaptionerConfig
 from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqOutput
@@ -16,6 +17,8 @@ from .word2vec import Word2Vec, Word2VecConfig, join_phrases
 __all__ = [
     "GPT2",
     "RNNLM",
+    "Captioner",
+    "CaptionerConfig",
     "GPT2Config",
     "Generated",
     "ModelOutput",
