@@ -100,6 +100,7 @@ def save_attention(model: models.Captioner, picture: np.ndarray, path: Path) -> 
 
 def main() -> None:
     options = parser(__doc__, hidden=96, steps=1500, every=250, batch=32, plot="caption_shapes.png")
+    options.add_argument("--pictures", type=int, default=500, help="pictures per test")
     args = options.parse_args()
     seqkern.manual_seed(args.seed)
     config = models.CaptionerConfig(
@@ -109,17 +110,19 @@ def main() -> None:
     model = models.Captioner(config)
     settings = {"hidden": args.hidden, "batch": args.batch, "lr": args.lr, "seed": args.seed}
     training = Training(model, optim.AdamW(model.named_parameters()), settings, args.checkpoint)
-    pictures, _, wanted = draw(np.random.default_rng([args.seed, 1]), 256)
+    pictures, _, wanted = draw(np.random.default_rng([args.seed, 1]), min(256, args.pictures))
 
     def compute(step: int) -> float:
         return model.loss_and_grads(*draw(np.random.default_rng([args.seed, 0, step]), args.batch)[:2])
 
     training.run(args, compute, lambda: 1 - share_right(model, pictures, wanted))
-    tests = {"held-out pictures": draw(np.random.default_rng([args.seed, 2]), 500),
-             "kinds never seen": draw(np.random.default_rng([args.seed, 3]), 500, unseen=True)}  # fmt: skip
+    if training.interrupted:
+        raise SystemExit(f"stopped in step {training.step}")
+    tests = {"held-out pictures": draw(np.random.default_rng([args.seed, 2]), args.pictures),
+             "kinds never seen": draw(np.random.default_rng([args.seed, 3]), args.pictures, unseen=True)}  # fmt: skip
     for name, (images, _, truth) in tests.items():
         print(f"{name}: {100 * share_right(model, images, truth):.1f} % of captions right")
-        for made, right in list(zip(captions(model, images[:3]), truth, strict=False)):
+        for made, right in zip(captions(model, images[:3]), truth, strict=False):
             print(f"    {made}" + ("" if made == right else f"   (should be: {right})"))
     if training.plot(args.plot, title="captions; held out: share of wrong ones", ylabel="nats per word"):
         path = Path(args.plot)

@@ -89,7 +89,7 @@ def train(kind: str, args: Any) -> Any:
     settings = {"config": vars(model.config)} | {k: getattr(args, k) for k in ("batch", "lr", "seed", "dates")}
     path = args.checkpoint and args.checkpoint.with_stem(f"{args.checkpoint.stem}-{kind}")
     training = Training(model, optim.AdamW(model.named_parameters(), weight_decay=0.0), settings, path)
-    held_out = draw(np.random.default_rng([args.seed, 0, 0]), 256, None, args.dates)
+    held_out = draw(np.random.default_rng([args.seed, 0, 0]), 2 * args.tests, None, args.dates)
 
     def loss_of(texts: tuple[list[str], list[str]], compute: Any) -> float:
         ids, lengths = encoded(texts[0], PAD, False)
@@ -115,10 +115,11 @@ def main() -> None:
     options = parser(__doc__, cell="gru", hidden=128, steps=2000, every=250, batch=32, plot="date_rewriting.png")
     options.add_argument("--models", nargs="+", choices=KINDS, default=["none", "luong", "transformer"])
     options.add_argument("--dates", type=int, default=4, help="most dates in a source")
+    options.add_argument("--tests", type=int, default=100, help="sources per length in the test")
     args = options.parse_args()
     rng, resume = np.random.default_rng([args.seed, 2]), args.resume
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    tests = [draw(rng, 100, k, args.dates) for k in range(1, args.dates + 1)]
+    tests = [draw(rng, args.tests, k, args.dates) for k in range(1, args.dates + 1)]
     lengths = [float(np.mean([len(s) for s in sources])) for sources, _ in tests]
     for kind in args.models:
         name = args.checkpoint and args.checkpoint.with_stem(f"{args.checkpoint.stem}-{kind}")

@@ -42,8 +42,12 @@ def run(folder: Path, name: str, *args: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["char_rnn.py", "digits_rows.py", "forecast.py", "draw_from_vector.py"]
-)
+    "name",
+    [
+        "caption_shapes.py", "char_rnn.py", "date_rewriting.py", "digits_rows.py", "draw_from_vector.py", "forecast.py",
+        "word2vec_topics.py",
+    ],
+)  # fmt: skip
 def test_help(name: str, tmp_path: Path) -> None:
     assert "--checkpoint FILE" in run(tmp_path, name, "--help")
 
@@ -74,22 +78,25 @@ def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "says", "own"),
     [
-        ("digits_rows.py", "held-out accuracy"),
-        ("forecast.py", "noise alone"),
-        ("draw_from_vector.py", "of a variance of"),
+        ("digits_rows.py", "held-out accuracy", []),
+        ("forecast.py", "noise alone", []),
+        ("draw_from_vector.py", "of a variance of", []),
+        ("caption_shapes.py", "kinds never seen", ["--pictures", "8"]),
+        ("date_rewriting.py", "accuracy against length", ["--dates", "2", "--tests", "4"]),
+        ("word2vec_topics.py", "mean reciprocal rank", []),
     ],
 )
-def test_the_others_run(name: str, says: str, tmp_path: Path) -> None:
+def test_the_others_run(name: str, says: str, own: list[str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib draws the loss curve")
     if name == "digits_rows.py":
         pytest.importorskip("sklearn", reason="scikit-learn has the digits")
-    sizes = [*TINY, "--steps", "4", "--plot", "curve.png", "--checkpoint", "run.safetensors"]
+    sizes = [*TINY, "--steps", "4", "--plot", "curve.png", "--checkpoint", "run.safetensors", *own]
     out = run(tmp_path, name, *sizes)
     assert says in out
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    if name == "forecast.py":
+    if name in ("date_rewriting.py", "forecast.py"):
         assert says in run(tmp_path, name, *sizes, "--resume")
 
 

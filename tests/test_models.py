@@ -354,6 +354,15 @@ def test_loss_curves(tmp_path: Path) -> None:
         plot.loss_curves({}, tmp_path / "x.png")
 
 
+def test_attention_map(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    tokens: dict[str, Any] = {"rows": ["le", "chat"], "columns": ["the", "black", "cat"]}
+    plot.attention_map(np.eye(2, 3), tmp_path / "map.png", title="t", **tokens)
+    assert (tmp_path / "map.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match=r"weights must be \[2, 3\] for these tokens, got \[3, 2\]"):
+        plot.attention_map(np.eye(3, 2), tmp_path / "x.png", **tokens)
+
+
 def test_loss_curves_without_matplotlib_say_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

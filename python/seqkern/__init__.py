@@ -18,7 +18,7 @@ from ._version import __version__
 from .ops import *  # noqa: F403
 
 __all__ = [
-    "__version__", "get_matmul_precision", "get_num_threads", "manual_seed", "models", "nn", "ops",
+    "__version__", "audio", "get_matmul_precision", "get_num_threads", "manual_seed", "models", "nn", "ops",
     "optim", "plot", "reference", "set_matmul_precision", "set_num_threads", "show_config", *ops.__all__,
 ]  # fmt: skip
 
