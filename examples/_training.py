@@ -57,14 +57,15 @@ def schedule(progress: float) -> float:
     return optim.cosine(round(1e4 * progress), total_steps=10_000, warmup_steps=100, final=0.02)
 
 
-def sequence_training(args: argparse.Namespace, *names: str, **sizes: Any) -> Training:
+def sequence_training(args: argparse.Namespace, *names: str, front: Any = None, **sizes: Any) -> Training:
     """A SequenceModel of the options' and these sizes, and AdamW.
 
-    names: the example's own options, which a resumed run must share, as it must --batch, --lr and --seed.
+    front: a function that makes the model's front. names: the example's own options, which a resumed run
+    must share, as it must --batch, --lr and --seed.
     """
     seqkern.manual_seed(args.seed)
     core = {"hidden_size": args.hidden, "num_layers": args.layers, "cell": args.cell}
-    model = models.SequenceModel(models.SequenceModelConfig(**core, **sizes))
+    model = models.SequenceModel(models.SequenceModelConfig(**core, **sizes), front and front())
     settings = {"config": vars(model.config)}
     settings |= {name: getattr(args, name) for name in ("batch", "lr", "seed", *names)}
     return Training(model, optim.AdamW(model.named_parameters()), settings, args.checkpoint)

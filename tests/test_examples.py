@@ -45,7 +45,7 @@ def run(folder: Path, name: str, *args: str) -> str:
     "name",
     [
         "caption_shapes.py", "char_rnn.py", "date_rewriting.py", "digits_rows.py", "draw_from_vector.py", "forecast.py",
-        "word2vec_topics.py",
+        "moving_objects.py", "tones.py", "word2vec_topics.py",
     ],
 )  # fmt: skip
 def test_help(name: str, tmp_path: Path) -> None:
@@ -85,6 +85,8 @@ def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
         ("draw_from_vector.py", "of a variance of", []),
         ("caption_shapes.py", "kinds never seen", ["--pictures", "8"]),
         ("date_rewriting.py", "accuracy against length", ["--dates", "2", "--tests", "4"]),
+        ("moving_objects.py", "counted right", []),
+        ("tones.py", "held-out accuracy", []),
         ("word2vec_topics.py", "mean reciprocal rank", []),
     ],
 )
@@ -98,6 +100,17 @@ def test_the_others_run(name: str, says: str, own: list[str], tmp_path: Path) ->
     assert (tmp_path / "curve.png").stat().st_size > 1000
     if name in ("date_rewriting.py", "forecast.py"):
         assert says in run(tmp_path, name, *sizes, "--resume")
+
+
+def test_gradients_over_distance(tmp_path: Path) -> None:
+    """What its docstring claims: the RNN's vanishes or explodes, open gates hand it on."""
+    pytest.importorskip("matplotlib", reason="matplotlib draws the curves")
+    out = run(tmp_path, "gradients_over_distance.py", "--length", "100", "--hidden", "16")
+    left = {line.split(":")[0].strip(): float(line.split(":")[1].split()[0]) for line in out.splitlines()[:6]}
+    assert left["RNN, weights 0.9"] < 1e-3 and left["RNN, weights 1.2"] > 1e3
+    assert left["LSTM, forget gates open"] > 1e3 * left["LSTM"] and left["LSTM, forget gates open"] > 1e-2
+    assert left["GRU, update gates keep"] > 1e3 * left["GRU"] and left["GRU, update gates keep"] > 1e-2
+    assert (tmp_path / "gradients_over_distance.png").stat().st_size > 1000
 
 
 def test_bad_resumes_say_why(tmp_path: Path) -> None:

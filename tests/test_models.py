@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seqkern
 from ml_dtypes import bfloat16
-from seqkern import models, optim, plot, reference
+from seqkern import models, nn, optim, plot, reference
 
 VOCAB, BATCH, WINDOW = 11, 3, 5
 
@@ -311,6 +311,43 @@ def test_sequence_model_gradients_by_central_differences(
         minus = value()
         array += step
         assert np.vdot(grad, step) == pytest.approx((plus - minus) / 2, rel=1e-5), name
+
+
+@pytest.mark.parametrize("task", ["many_to_one", "many_to_many"])
+def test_sequence_model_with_convolutions_in_front(task: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    """CNN + LSTM over frames: equal to the front by hand, gradients by central differences, files."""
+
+    def front(dtype: Any = np.float64) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, dtype=dtype, rng=rng), nn.ReLU(), nn.MaxPool2d(2))
+
+    config = models.SequenceModelConfig(2 * 2 * 3, 3, 5, task=task)
+    model = models.SequenceModel(config, front(), dtype=np.float64, rng=rng)
+    x = rng.standard_normal((2, 4, 1, 4, 6))
+    output, pullback = model.vjp(x, lengths=np.array([4, 2]))
+    alone = models.SequenceModel(config, dtype=np.float64, rng=rng)
+    alone.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("front.")})
+    features = np.stack([model.front(frames).reshape(4, -1) for frames in x])  # type: ignore[misc]
+    assert_close(output.logits, alone(features, lengths=np.array([4, 2])).logits)
+    dlogits = rng.standard_normal(output.logits.shape)
+    dx, _ = pullback(dlogits)
+    arrays = {name: (p.data, p.grad) for name, p in model.named_parameters()} | {"x": (x, dx)}
+    for name, (array, grad) in arrays.items():
+        step = 1e-7 * rng.standard_normal(array.shape)
+        array += step
+        above = float(np.vdot(dlogits, model(x, lengths=np.array([4, 2])).logits))
+        array -= 2 * step
+        below = float(np.vdot(dlogits, model(x, lengths=np.array([4, 2])).logits))
+        array += step
+        assert np.vdot(grad, step) == pytest.approx((above - below) / 2, rel=1e-4, abs=1e-12), name
+    model.save_pretrained(tmp_path)
+    loaded = models.SequenceModel.from_pretrained(tmp_path, front=front())
+    assert_close(loaded(x).logits, model(x).logits)
+    with pytest.raises(ValueError, match=r"front must give input_size = 12 features per step, got \[8, 2, 2, 2\]"):
+        model(x[..., :4])
+    with pytest.raises(ValueError, match=r"x must be \[N, S, ...\], got \[2, 4\]"):
+        model(x[:, :, 0, 0, 0])
+    with pytest.raises(ValueError, match="front needs a task from sequences of values"):
+        models.SequenceModel(models.SequenceModelConfig(4, 3, 5, vocab_size=9), front())
 
 
 def test_sequence_model_rows_stop_at_their_length(rng: np.random.Generator) -> None:

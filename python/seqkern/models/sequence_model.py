@@ -4,13 +4,16 @@
     many_to_many   x [N, S, I] -> logits [N, S, O]   one output per step
     one_to_many    x [N, I]    -> logits [N, S, O]   x enters at every one of `steps` = S steps
 
-The core may be stacked and bidirectional in all three.
+The core may be stacked and bidirectional in all three. A front, such as convolutions over the frames of
+a video, may turn every step of x [N, S, ...] into the core's input by itself.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,6 +53,8 @@ class SequenceModelConfig:
 class SequenceModel(Module):
     """`model(x, hx=None, *, lengths=None, steps=None)` -> RecurrentOutput(logits, hx).
 
+    front: a module from [M, ...] to [M, ...], applied to all N S steps at once; what it gives per step is
+        flattened to the core's input_size features. Not for ids, nor for one_to_many.
     lengths: integers [N], valid steps of each row. steps: output length of one_to_many.
     hx: initial state of the core. The pullback takes dlogits, or (dlogits, dhx), and returns
     `(dx, dhx)`; dx is None for ids.
@@ -58,13 +63,16 @@ class SequenceModel(Module):
     Config = SequenceModelConfig
 
     def __init__(
-        self, config: SequenceModelConfig, *, dtype: Any = np.float32, rng: Any = None
+        self, config: SequenceModelConfig, front: Module | None = None, *, dtype: Any = np.float32, rng: Any = None
     ) -> None:
         check_choice(config.task, "task", TASKS)
+        if front is not None and (config.vocab_size or config.task == "one_to_many"):
+            raise ValueError("front needs a task from sequences of values, not ids or one_to_many")
         self.config = config
         options: dict[str, Any] = {"dtype": dtype, "rng": rng}
         vocab, inputs = config.vocab_size, config.input_size
         self.embedding = Embedding(vocab, inputs, **options) if vocab else None
+        self.front = front
         self.rnn = make_core(
             config.cell, inputs, config, bidirectional=config.bidirectional, **options
         )
@@ -77,6 +85,8 @@ class SequenceModel(Module):
         self._check(x, steps)
         if self.embedding is not None:
             x = self.embedding(x)
+        elif self.front is not None:
+            x = self._per_step(self.front(_joined(x)), x)
         y, hx = self.rnn(self._time_first(x, steps), hx, lengths=lengths)
         return RecurrentOutput(self._outward(self.head(self._features(y, hx))), hx)
 
@@ -84,9 +94,13 @@ class SequenceModel(Module):
         self, x: Array, hx: Any = None, *, lengths: Any = None, steps: int | None = None
     ) -> tuple[RecurrentOutput, Pullback]:
         self._check(x, steps)
-        pull_embedding = None
+        pull_embedding = pull_front = None
+        shape = x.shape
         if self.embedding is not None:
             x, pull_embedding = self.embedding.vjp(x)
+        elif self.front is not None:
+            features, pull_front = self.front.vjp(_joined(x))
+            x = self._per_step(features, x)
         (y, hx), pull_rnn = self.rnn.vjp(self._time_first(x, steps), hx, lengths=lengths)
         logits, pull_head = self.head.vjp(self._features(y, hx))
 
@@ -96,6 +110,8 @@ class SequenceModel(Module):
             dx, dhx = pull_rnn(self._core_gradient(dfeatures, dhx, hx))
             # one_to_many: the same x entered at every step.
             dx = dx.sum(0) if self.config.task == "one_to_many" else dx.swapaxes(0, 1)
+            if pull_front is not None:
+                dx = pull_front(dx.reshape(features.shape))[0].reshape(shape)
             return (dx if pull_embedding is None else pull_embedding(dx)[0]), dhx
 
         return RecurrentOutput(self._outward(logits), hx), Pullback(pull)
@@ -113,12 +129,21 @@ class SequenceModel(Module):
         )
         if self.embedding is not None:
             shape = shape[:-1]
-        if x.ndim != len(shape):
+        if self.front is not None and x.ndim < 3:
+            raise ValueError(f"x must be [N, S, ...], got {shape_text(x.shape)}")
+        if self.front is None and x.ndim != len(shape):
             raise ValueError(f"x must be [{', '.join(shape)}], got {shape_text(x.shape)}")
         if self.config.task == "one_to_many":
             check_size(steps, "steps", 0)
         elif steps is not None:
             raise ValueError(f"steps is for one_to_many, this model's task is {self.config.task}")
+
+    def _per_step(self, features: Array, x: Array) -> Array:
+        """What the front gave for the steps of x, [N, S, I]."""
+        size, found = self.config.input_size, math.prod(features.shape[1:])
+        if found != size:
+            raise ValueError(f"front must give input_size = {size} features per step, got {shape_text(features.shape)}")
+        return features.reshape(*x.shape[:2], size)
 
     def _time_first(self, x: Array, steps: int | None) -> Array:
         """The core's input [S, N, I]."""
@@ -159,8 +184,16 @@ class SequenceModel(Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], config: SequenceModelConfig | None = None
+        cls, path: str | os.PathLike[str], config: SequenceModelConfig | None = None, *, front: Module | None = None
     ) -> SequenceModel:
-        """A model in eval mode from a folder, or from one .safetensors file plus `config`."""
+        """A model in eval mode from a folder, or from one .safetensors file plus `config`.
+
+        front: a module like the one the model was made with, if any; it receives its weights.
+        """
         known, weights = load_model(path, SequenceModelConfig, config)
-        return restore_model(cls, known, weights, like="head.weight")
+        return restore_model(partial(cls, front=front), known, weights, like="head.weight")
+
+
+def _joined(x: Array) -> Array:
+    """[N, S, ...] to [N S, ...]: all steps as one batch."""
+    return x.reshape(-1, *x.shape[2:])
