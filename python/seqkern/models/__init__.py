@@ -12,6 +12,7 @@ from .sequence_model import SequenceModel, SequenceModelConfig
 from .swin import Swin, SwinConfig
 from .transformer_mt import TransformerMT, TransformerMTConfig
 from .vit import ViT, ViTConfig
+from .wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from .word2vec import Word2Vec, Word2VecConfig, join_phrases
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "TransformerMTConfig",
     "ViT",
     "ViTConfig",
+    "Wav2Vec2",
+    "Wav2Vec2Config",
     "Word2Vec",
     "Word2VecConfig",
     "count_parameters",
