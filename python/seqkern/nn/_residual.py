@@ -64,3 +64,18 @@ def feed_forward_vjp(
     hidden, pull_dropout = dropout.vjp(hidden)
     y, pull_second = linear_plus_vjp(hidden, residual, second, last)
     return y, lambda dy: pull_first(*pull_dropout(*pull_second(dy)))
+
+
+def chain_vjp(x: Array, *modules: Module) -> tuple[Array, Any]:
+    """One-input modules one after the other."""
+    pulls = []
+    for module in modules:
+        x, pull = module.vjp(x)
+        pulls.append(pull)
+
+    def back(dy: Array) -> tuple[Array]:
+        for pull in reversed(pulls):
+            (dy,) = pull(dy)
+        return (dy,)
+
+    return x, back
