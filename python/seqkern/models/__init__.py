@@ -7,11 +7,13 @@ from .gpt2 import GPT2, GPT2Config
 from .rnn_lm import RNNLM, RNNLMConfig
 from .sequence_model import SequenceModel, SequenceModelConfig
 from .swin import Swin, SwinConfig
+from .vgg import VGG, VGGConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
     "GPT2",
     "RNNLM",
+    "VGG",
     "GPT2Config",
     "ModelOutput",
     "RNNLMConfig",
@@ -20,6 +22,7 @@ __all__ = [
     "SequenceModelConfig",
     "Swin",
     "SwinConfig",
+    "VGGConfig",
     "ViT",
     "ViTConfig",
     "count_parameters",
