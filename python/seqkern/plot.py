@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 
 def loss_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
@@ -65,6 +67,58 @@ def attention_map(
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=9)
     figure.savefig(path)
+
+
+def attention_rollout(
+    images: np.ndarray,
+    attentions: Sequence[np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    grid: tuple[int, int],
+    titles: Sequence[str] | None = None,
+    columns: int = 6,
+) -> None:
+    """Draw images `[B, C, H, W]` (C 1 or 3) of a ViT, each above itself under its attention roll-out.
+
+    attentions: `output.attentions`, per layer `[B, heads, tokens, tokens]`; grid: rows and columns of patches, the
+    last tokens. Each picture and each roll-out is scaled to its own range. Files as in `loss_curves`.
+    """
+    shares = rollout(attentions)[:, -grid[0] * grid[1] :].reshape(-1, *grid)
+    if images.ndim != 4 or len(images) != len(shares) or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be [{len(shares)}, 1 or 3, H, W], got {list(images.shape)}")
+    columns = min(columns, len(images))
+    figure = _figure()
+    figure.set_size_inches(1.4 * columns, 3.0 * -(-len(images) // columns))
+    axes = figure.subplots(2 * -(-len(images) // columns), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for k, (image, share) in enumerate(zip(images, shares, strict=True)):
+        row, column = divmod(k, columns)
+        low, high = image.min(), image.max()
+        picture = np.moveaxis((image - low) / max(high - low, 1e-12), 0, -1).squeeze()
+        extent = (0, images.shape[3], images.shape[2], 0)
+        above, below = axes[2 * row, column], axes[2 * row + 1, column]
+        for panel in (above, below):
+            panel.imshow(picture, cmap="gray", extent=extent)
+        below.imshow(share, cmap="inferno", alpha=0.6, extent=extent)
+        if titles is not None:
+            above.set_title(titles[k], fontsize=9)
+    figure.savefig(path)
+
+
+def rollout(attentions: Sequence[np.ndarray]) -> np.ndarray:
+    """`[B, tokens]`: how much of each token reaches the first one (Abnar and Zuidema 2020).
+
+    The product over the layers of (A + I) / 2, A being the mean over the heads and I the residual connection.
+    """
+    if not attentions:
+        raise ValueError("attentions must hold at least one layer, got none")
+    first = np.asarray(attentions[0], np.float64)
+    own = np.eye(first.shape[-1])
+    flow = np.broadcast_to(own, (len(first), *own.shape))
+    for layer in attentions:
+        flow = (np.asarray(layer, np.float64).mean(1) + own) / 2 @ flow
+    return np.asarray(flow[:, 0])
 
 
 def _figure() -> Any:

@@ -11,6 +11,7 @@ from .seq2seq import Seq2Seq, Seq2SeqConfig, Seq2SeqOutput
 from .sequence_model import SequenceModel, SequenceModelConfig
 from .swin import Swin, SwinConfig
 from .transformer_mt import TransformerMT, TransformerMTConfig
+from .vgg import VGG, VGGConfig
 from .vit import ViT, ViTConfig
 from .wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from .word2vec import Word2Vec, Word2VecConfig, join_phrases
@@ -20,6 +21,7 @@ __all__ = [
     "RNNLM",
     "Captioner",
     "CaptionerConfig",
+    "VGG",
     "GPT2Config",
     "Generated",
     "ModelOutput",
@@ -34,6 +36,7 @@ __all__ = [
     "SwinConfig",
     "TransformerMT",
     "TransformerMTConfig",
+    "VGGConfig",
     "ViT",
     "ViTConfig",
     "Wav2Vec2",

@@ -112,7 +112,7 @@ class PretrainedModel(Module):
             raise TypeError("save_pretrained: int8 weights are not written: save the model before quantising it")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {n: np.ascontiguousarray(to_numpy(a, n)) for n, a in self.state_dict().items()}
+        arrays = {n: np.asarray(to_numpy(a, n), order="C") for n, a in self.state_dict().items()}
         write_atomically(folder / WEIGHTS_NAME, save(arrays, metadata={"format": "pt"}))
         text = json.dumps(self.config.to_hf(), indent=2, sort_keys=True)
         write_atomically(folder / CONFIG_NAME, f"{text}\n".encode())

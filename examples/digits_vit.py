@@ -1,0 +1,84 @@
+"""A vision Transformer from scratch: handwritten digits, and where it looks.
+
+    python examples/digits_vit.py
+
+scikit-learn's 1,797 digits of 8 x 8 pixels, cut into 16 patches of 2 x 2. In training each image is
+shifted by at most a pixel. A fifth of the images is held out. Beside the loss curve, a picture of
+some of them shows the attention roll-out: which patches reach the class token.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import seqkern
+from _training import Training, draw_rows, parser
+from digits_rows import load
+from seqkern import models, nn, optim, plot
+
+
+def vit(args: argparse.Namespace) -> Training:
+    """A small ViT and AdamW, with weights that start wider than those of large models."""
+    seqkern.manual_seed(args.seed)
+    config = models.ViTConfig(
+        hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=args.heads,
+        intermediate_size=2 * args.hidden, hidden_dropout_prob=args.dropout, initializer_range=0.1,
+        image_size=8, patch_size=2, num_channels=1, num_labels=10,
+    )  # fmt: skip
+    model = models.ViT(config)
+    settings = {"config": vars(config), "batch": args.batch, "lr": args.lr, "seed": args.seed}
+    return Training(model, optim.AdamW(model.named_parameters(), weight_decay=0.05), settings, args.checkpoint)
+
+
+def shifted(images: np.ndarray, seed: list[int]) -> np.ndarray:
+    """Each image [B, 1, 8, 8] moved by -1, 0 or 1 pixel both ways; what comes in is background."""
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
+    moves = np.random.default_rng(seed).integers(0, 3, (len(images), 2))
+    return np.stack([x[:, i : i + 8, j : j + 8] for x, (i, j) in zip(padded, moves, strict=True)])
+
+
+def draw_rollout(model: models.ViT, images: np.ndarray, digits: np.ndarray, path: str) -> None:
+    """Save the picture of the roll-outs, if matplotlib is there."""
+    output = model(images, output_attentions=True)
+    titles = [f"{d}, seen as {s}" for d, s in zip(digits, output.logits.argmax(-1), strict=True)]
+    try:
+        plot.attention_rollout(images, output.attentions, path, grid=(4, 4), titles=titles)
+    except ImportError as error:
+        print(f"no picture: {error}")
+        return
+    print(f"attention roll-out: {path}")
+
+
+def main() -> None:
+    options = parser(__doc__, steps=2000, layers=4, batch=64, lr=2e-3, plot="digits_vit.png")
+    options.add_argument("--heads", type=int, default=4)
+    options.add_argument("--dropout", type=float, default=0.1)
+    options.add_argument("--rollout", metavar="FILE", default="digits_vit_rollout.png", help="picture; '': none")
+    args = options.parse_args()
+    images, digits = load()
+    images, split = images[:, None], len(digits) * 4 // 5
+    training = vit(args)
+    model, cross_entropy = training.model, nn.CrossEntropyLoss()
+
+    def compute(step: int) -> float:
+        rows = draw_rows(args, step, split)
+        output, pullback = model.vjp(shifted(images[rows], [args.seed, step]))
+        loss, pull_loss = cross_entropy.vjp(output.logits, digits[rows])
+        pullback(*pull_loss()[:1])
+        return float(loss)
+
+    def evaluate() -> float:
+        return float(cross_entropy(model(images[split:]).logits, digits[split:]))
+
+    training.run(args, compute, evaluate)
+    accuracy = (model(images[split:]).logits.argmax(-1) == digits[split:]).mean()
+    count = models.count_parameters(model.config)
+    print(f"held-out accuracy: {100 * accuracy:.1f} %, {count:,} parameters, {training.seconds:.0f} s")
+    training.plot(args.plot, title="a ViT on digits", ylabel="cross-entropy")
+    if args.rollout:
+        draw_rollout(model, images[split : split + 12], digits[split : split + 12], args.rollout)
+
+
+if __name__ == "__main__":
+    main()
