@@ -19,9 +19,9 @@ from .word2vec import Word2Vec, Word2VecConfig, join_phrases
 __all__ = [
     "GPT2",
     "RNNLM",
+    "VGG",
     "Captioner",
     "CaptionerConfig",
-    "VGG",
     "GPT2Config",
     "Generated",
     "ModelOutput",

@@ -9,7 +9,7 @@ from ..nn import Dropout, LayerNorm, Linear, Module, ModuleList
 from ..nn._arrays import Array, array_module
 from ..nn._attend import attend_vjp
 from ..nn._init import Initializer, check_size
-from ..nn._residual import chain_vjp
+from ..nn._residual import chain_vjp, plus_dropout
 from ..nn.module import Pullback
 from ._images import Pair
 from ._pretrained import blank
@@ -43,9 +43,13 @@ class DropPath(Module):
     def __init__(self, p: float, path: float) -> None:
         self.dropout, self.path = Dropout(p), Dropout(path)
 
+    @property
+    def active(self) -> bool:
+        return self.dropout.active or self.path.active
+
     def vjp(self, x: Array) -> tuple[Array, Pullback]:
         y, pull = self.dropout.vjp(x)
-        if not self.training or not self.path.p:
+        if not self.path.active:
             return y, pull
         keep = self.path(array_module(x).ones((len(x),) + (1,) * (x.ndim - 1), dtype=x.dtype))
         return y * keep, Pullback(lambda dy: pull(dy * keep))
@@ -62,7 +66,9 @@ class SwinLayer(Layer):
         self.bias, self.shift = RelativeBias(c.window_size, heads, dtype), c.window_size // 2 if shifted else 0
         self.dropout: Any = DropPath(c.hidden_dropout_prob, path)
 
-    def _attend(self, x: Array, grid: Any, cache: Any, need_weights: bool) -> tuple[Array, Array | None, Any]:
+    def _attend(
+        self, x: Array, residual: Array, grid: Any, cache: Any, need_weights: bool
+    ) -> tuple[Array, Array | None, Any]:
         whole = min(grid) <= self.bias.window  # one window spans the grid: nothing to shift
         window, shift = (min(grid), 0) if whole else (self.bias.window, self.shift)
         order, area = window_order(grid, window, shift), window * window
@@ -83,7 +89,9 @@ class SwinLayer(Layer):
             pull_bias(dbias.sum(0))
             return (order.restore(pull_in(dheads).reshape(len(x), -1, x.shape[2])),)
 
-        return order.restore(y.reshape(len(x), -1, x.shape[2])), weights, pull
+        restored = order.restore(y.reshape(len(x), -1, x.shape[2]))
+        total, pull_total = plus_dropout(residual, (restored, pull), self.dropout)
+        return total, weights, pull_total
 
 
 class SwinStage(Module):
