@@ -46,8 +46,9 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--plot", metavar="FILE", default="gradients_over_distance.png")
     args = options.parse_args()
-    rows = [("RNN, weights 0.9", "RNN", 0.9, 0.0), ("RNN, weights 1.2", "RNN", 1.2, 0.0), ("LSTM", "LSTM", 0, 0.0),
-            ("GRU", "GRU", 0, 0.0), ("LSTM, forget gates open", "LSTM", 0, args.keep),
+    rows = [("RNN, weights 0.9", "RNN", 0.9, 0.0), ("RNN, weights 2", "RNN", 2.0, 0.0),
+            ("LSTM, as drawn", "LSTM", 0, 0.0), ("GRU, as drawn", "GRU", 0, 0.0),
+            ("LSTM, forget gates open", "LSTM", 0, args.keep),
             ("GRU, update gates keep", "GRU", 0, args.keep)]  # fmt: skip
     rng = np.random.default_rng(args.seed)
     x = 0.1 * rng.standard_normal((args.length, 16, args.hidden))
