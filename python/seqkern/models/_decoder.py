@@ -130,7 +130,7 @@ class DecoderSteps:
         return logits[:, 0]
 
     def reorder(self, rows: np.ndarray) -> None:
-        self.hx = _each(self.hx, lambda h: h[:, rows])
+        self.hx = _each(self.hx, lambda h: h[:, array_module(h).asarray(rows)])
 
 
 def _each(hx: Any, change: Any) -> Any:

@@ -82,6 +82,7 @@ class KVCache:
     def reorder(self, rows: Array) -> None:
         """Row n goes on from where row rows[n] was, as a beam search needs."""
         if self._key is not None and self._value is not None:
+            rows = array_module(self._key).asarray(rows)
             self._key, self._value = self._key[rows], self._value[rows]
 
     def _stored(self, storage: Array | None, new: Array, end: int) -> Array:
