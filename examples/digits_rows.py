@@ -2,11 +2,13 @@
 
     python examples/digits_rows.py
 
-scikit-learn's 1,797 digits of 8 x 8 pixels become sequences of 8 rows of 8 values; the class is
-read off the final state. A fifth of the images is held out.
+scikit-learn's 1,797 digits of 8 x 8 pixels become sequences of 8 rows of 8 values; a bidirectional
+LSTM reads them, and the class is read off its final states. A fifth of the images is held out.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 from _training import draw_rows, parser, sequence_training
@@ -27,8 +29,8 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    options = parser(__doc__, cell="gru", steps=600, batch=64, plot="digits_rows.png")
-    options.add_argument("--bidirectional", action="store_true")
+    options = parser(__doc__, steps=600, batch=64, plot="digits_rows.png")
+    options.add_argument("--bidirectional", action=argparse.BooleanOptionalAction, default=True)
     args = options.parse_args()
     images, digits = load()
     split = len(digits) * 4 // 5

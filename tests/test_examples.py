@@ -44,8 +44,8 @@ def run(folder: Path, name: str, *args: str) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        "caption_shapes.py", "char_rnn.py", "date_rewriting.py", "digits_rows.py", "draw_from_vector.py", "forecast.py",
-        "moving_objects.py", "tones.py", "word2vec_topics.py",
+        "caption_shapes.py", "char_rnn.py", "date_rewriting.py", "digits_rows.py", "digits_vit.py",
+        "draw_from_vector.py", "forecast.py", "moving_objects.py", "tones.py", "word2vec_topics.py",
     ],
 )  # fmt: skip
 def test_help(name: str, tmp_path: Path) -> None:
@@ -81,6 +81,7 @@ def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
     ("name", "says", "own"),
     [
         ("digits_rows.py", "held-out accuracy", []),
+        ("digits_vit.py", "attention roll-out: digits_vit_rollout.png", []),
         ("forecast.py", "noise alone", []),
         ("draw_from_vector.py", "of a variance of", []),
         ("caption_shapes.py", "of captions right", ["--pictures", "8"]),
@@ -92,13 +93,13 @@ def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
 )
 def test_the_others_run(name: str, says: str, own: list[str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib draws the loss curve")
-    if name == "digits_rows.py":
+    if name.startswith("digits"):
         pytest.importorskip("sklearn", reason="scikit-learn has the digits")
     sizes = [*TINY, "--steps", "4", "--plot", "curve.png", "--checkpoint", "run.safetensors", *own]
     out = run(tmp_path, name, *sizes)
     assert says in out
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    if name in ("date_rewriting.py", "forecast.py"):
+    if name in ("date_rewriting.py", "digits_vit.py", "forecast.py"):
         assert says in run(tmp_path, name, *sizes, "--resume")
 
 

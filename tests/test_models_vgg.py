@@ -163,8 +163,12 @@ def test_errors_name_what_is_wrong(rng: Any, tmp_path: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_vgg16_features_at_full_size(rng: Any) -> None:
-    """float32 at 224 x 224 beside torch's, both against torch in float64, with the bound of `parity`."""
+def test_vgg16_at_full_size(rng: Any) -> None:
+    """Features in float32 with the bound of `parity`, at 224 x 224; all gradients in float64, at 64 x 64.
+
+    Not the gradients in float32: where two activations of a pool, or one and zero, lie within a rounding of each
+    other, the gradient goes another way, and the root mean square of that is some 0.3 % for torch as for us.
+    """
     import torch
     from support import parity
 
@@ -172,16 +176,18 @@ def test_vgg16_features_at_full_size(rng: Any) -> None:
     twin = torch_twin(ours.config)
     twin.load_state_dict({name: torch.from_numpy(value) for name, value in ours.state_dict().items()})
     images = rng.standard_normal((1, 3, 224, 224)).astype(np.float32)
-    output, pull = ours.vjp(images)
-    seed = rng.standard_normal(output.last_hidden_state.shape).astype(np.float32)
-    found = {"features": output.last_hidden_state, "dimages": pull(seed)[0]}
-    found |= {f"d{name}": p.grad for name, p in ours.named_parameters()}
-    results = []
-    for model in (twin, twin.double()):
-        pixels = torch.from_numpy(images).to(next(model.parameters()).dtype).requires_grad_()
-        model.zero_grad()
-        y = model.features(pixels)
-        (y * torch.from_numpy(seed)).sum().backward()
-        results.append({"features": y.detach().numpy(), "dimages": pixels.grad.numpy()})
-        results[-1] |= {f"d{name}": p.grad.numpy().copy() for name, p in model.named_parameters()}
-    parity.compare(found, results[1], results[0], products=13, terms=224 * 224)
+    with torch.no_grad():
+        naive, exact = (
+            {"features": twin.to(dtype).features(torch.from_numpy(images).to(dtype)).numpy()}
+            for dtype in (torch.float32, torch.float64)
+        )
+    found = {"features": ours(images).last_hidden_state}
+    parity.compare(found, exact, naive, products=13, terms=9 * 512)
+    images = rng.standard_normal((1, 3, 64, 64))
+    output, pull = ours.to(np.float64).vjp(images)
+    seed = rng.standard_normal(output.last_hidden_state.shape)
+    pixels = torch.from_numpy(images).requires_grad_()
+    (twin.features(pixels) * torch.from_numpy(seed)).sum().backward()
+    found = {"dimages": pull(seed)[0]} | {f"d{name}": p.grad for name, p in ours.named_parameters()}
+    exact = {"dimages": pixels.grad.numpy()} | {f"d{name}": p.grad.numpy() for name, p in twin.named_parameters()}
+    parity.compare(found, exact)
