@@ -3,9 +3,9 @@
     python examples/moving_objects.py
 
 Twelve frames of 24 x 24 pixels show up to five dots among noise; some move, bouncing off the edges, some
-stand still, and no single frame tells which. Convolutions read every frame, an LSTM reads what they found
-(`SequenceModel` with a front), and the number of moving dots is a class from its last state. Beside the
-loss curve, *-confusion shows what was taken for what in held-out films.
+stand still, and no single frame tells which. Convolutions read every frame and what changed since the one
+before, an LSTM reads what they found (`SequenceModel` with a front), and the number of moving dots is a class
+from its last state. Beside the loss curve, *-confusion shows what was taken for what in held-out films.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRAMES, SIZE, MOST = 12, 24, 4
 
 
 def make_films(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Films [count, FRAMES, 1, SIZE, SIZE] and their numbers of moving dots, 0 to MOST."""
+    """Films [count, FRAMES, 2, SIZE, SIZE], frames and changes, and their numbers of moving dots, 0 to MOST."""
     moving = rng.integers(0, MOST + 1, count)
     standing = rng.integers(0, MOST + 2 - moving)
     start = rng.uniform(2, SIZE - 2, (count, MOST + 1, 1, 2))
@@ -35,13 +35,14 @@ def make_films(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
     rows, columns = (np.exp(-((axis - places[..., k : k + 1]) ** 2) / 1.5) for k in range(2))
     films = np.einsum("ndtr,ndtc,nd->ntrc", rows, columns, shown.astype(float))
     films += 0.05 * rng.standard_normal(films.shape)
-    return films[:, :, None].astype(np.float32), moving
+    changes = np.diff(films, axis=1, prepend=films[:, :1])
+    return np.stack([films, changes], axis=2).astype(np.float32), moving
 
 
 def front() -> nn.Sequential:
     """Convolutions over one frame, to 16 maps of 6 x 6."""
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
         nn.MaxPool2d(2),
     )  # fmt: skip
 
@@ -62,7 +63,7 @@ def save_confusion(path: Path, labels: np.ndarray, found: np.ndarray) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__, hidden=96, steps=1500, every=250, batch=32, plot="moving_objects.png")
+    options = parser(__doc__, hidden=96, steps=800, every=200, batch=32, plot="moving_objects.png")
     args = options.parse_args()
     training = sequence_training(args, front=front, input_size=16 * 6 * 6, output_size=MOST + 1)
     model, cross_entropy = training.model, nn.CrossEntropyLoss()
