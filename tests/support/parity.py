@@ -17,6 +17,7 @@ from support.cases import Array
 
 FORWARD, GRADIENT = 2.0, 3.0
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+FIELDS = ("logits", "last_hidden_state", "pooler_output")
 
 
 def randomised(model: Any, scale: float, seed: int = 0) -> Any:
@@ -30,34 +31,49 @@ def randomised(model: Any, scale: float, seed: int = 0) -> Any:
     return model.eval()
 
 
-def their_results(model: Any, images: Array, seed: Array | None, **options: Any) -> dict[str, Array]:
-    """Outputs by name; with `seed`, the gradient of the logits, also all gradients, as "d" and their name."""
+def their_results(model: Any, inputs: Array, seed: Array | None, **options: Any) -> dict[str, Array]:
+    """Outputs by name; with `seed`, the gradient of the main one, also all gradients, as "d" and their name.
+
+    inputs: images, or ids, which have no gradient. options: of the call, arrays among them.
+    """
     import torch
 
-    pixels = torch.from_numpy(images).to(next(model.parameters()).dtype).requires_grad_()
+    tensor, options = torch.from_numpy(inputs), {k: _tensor(v) for k, v in options.items()}
+    if tensor.is_floating_point():
+        tensor = tensor.to(next(model.parameters()).dtype).requires_grad_()
     model.zero_grad()
-    output = model(pixels, output_hidden_states=True, **options)
+    output = model(tensor, output_hidden_states=True, **options)
     found = {f"hidden_states.{k}": h.detach().numpy() for k, h in enumerate(output.hidden_states)}
-    for name in ("logits", "last_hidden_state", "pooler_output"):
+    if hasattr(output, "start_logits"):
+        output["logits"] = torch.stack([output.start_logits, output.end_logits], -1)
+    for name in FIELDS:
         if getattr(output, name, None) is not None:
             found[name] = getattr(output, name).detach().numpy()
     if seed is not None:
-        (output.logits * torch.from_numpy(seed)).sum().backward()
+        main = output.logits if "logits" in found else output.last_hidden_state
+        (main * torch.from_numpy(seed)).sum().backward()
         found |= {f"d{n}": p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None}
-        found["dimages"] = pixels.grad.numpy()
+        if tensor.requires_grad:
+            found["dimages"] = tensor.grad.numpy()
     return found
 
 
-def our_results(model: Any, images: Array, seed: Array | None) -> dict[str, Array]:
+def _tensor(value: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def our_results(model: Any, inputs: Array, seed: Array | None, **options: Any) -> dict[str, Array]:
     """The same of ours."""
     model.zero_grad()
-    output, pull = model.vjp(images, output_hidden_states=True)
+    output, pull = model.vjp(inputs, output_hidden_states=True, **options)
     found = {f"hidden_states.{k}": h for k, h in enumerate(output.hidden_states)}
-    for name in ("logits", "last_hidden_state", "pooler_output"):
-        if getattr(output, name) is not None:
-            found[name] = getattr(output, name)
+    found |= {name: getattr(output, name) for name in FIELDS if getattr(output, name) is not None}
     if seed is not None:
-        (found["dimages"],) = pull(seed.astype(output.logits.dtype))
+        (dinputs,) = pull(seed.astype(output.last_hidden_state.dtype))
+        if dinputs is not None:
+            found["dimages"] = dinputs
         found |= {f"d{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return found
 

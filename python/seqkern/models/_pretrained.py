@@ -127,6 +127,7 @@ class PretrainedModel(Module):
             config = cls.Config.from_hf(read_hf_config(path / CONFIG_NAME, cls.model_types))  # type: ignore[attr-defined]
         weights = read_weights(path)
         config = cls._fitted(config, weights)
+        _refuse_other_size(config, weights)
         kinds = {value.dtype for value in weights.values() if value.dtype.kind in "fV"}
         dtype = kinds.pop() if len(kinds) == 1 and np.dtype(np.float16) not in kinds else np.float32
         model = cls(config, dtype=dtype, rng=blank())  # type: ignore[call-arg]
@@ -198,6 +199,13 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         except SafetensorError as error:
             raise ValueError(f"from_pretrained: '{file}' is damaged: {error}") from error
     return weights
+
+
+def _refuse_other_size(config: Any, weights: Mapping[str, np.ndarray]) -> None:
+    """ValueError before much more is allocated than the weights can fill; near misses are named key by key."""
+    expected, held = count_parameters(config), sum(value.size for value in weights.values())
+    if expected > 2 * held:
+        raise ValueError(f"from_pretrained: the config is of {expected} parameters, the weights are but {held}")
 
 
 def count_parameters(config: Any) -> int:

@@ -135,7 +135,7 @@ def _split(x: Array, heads: int) -> Array:
 
 
 def _join(x: Array) -> Array:
-    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
 
 
 def run_layers(

@@ -67,6 +67,7 @@ from .batch_norm import (
     batch_norm_backward,
     batch_norm_forward,
 )
+from .bert import BERTOutput, bert
 from .conv import (
     ConvGradients,
     ConvSaved,
@@ -190,6 +191,7 @@ __all__ = [
     "AddRMSNormSaved",
     "AttentionVarlenGradients",
     "AttentionVarlenSaved",
+    "BERTOutput",
     "BatchNormGradients",
     "BatchNormSaved",
     "ConvGradients",
@@ -256,6 +258,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "batch_norm_forward",
+    "bert",
     "clip_grad_norm_",
     "clip_grad_value_",
     "conv1d",

@@ -155,6 +155,7 @@ def transformer_layer(
     memory: Array | None = None,
     activation: str = "relu",
     norm_first: bool = False,
+    eps: float = 1e-5,
     options: Mapping[str, Any] | None = None,
     memory_options: Mapping[str, Any] | None = None,
 ) -> tuple[Array, Pull]:
@@ -165,7 +166,7 @@ def transformer_layer(
     """
 
     def norm(k: int) -> Any:
-        return lambda z: _norm(z, params, grads, f"{prefix}norm{k}")
+        return lambda z: _norm(z, params, grads, f"{prefix}norm{k}", eps)
 
     def attend_to_itself(z: Array) -> tuple[Array, Pull]:
         y, pull = multihead_attention(
