@@ -222,8 +222,8 @@ void check_guards(Block& b) {
 }
 
 void run_copy(const Copy& c) {
-  std::memcpy(c.to, c.from, std::size_t(c.from_bytes));
-  std::memset(c.to + c.from_bytes, 0, std::size_t(c.bytes - c.from_bytes));
+  copy_bytes(c.to, c.from, std::size_t(c.from_bytes));
+  set_bytes(c.to + c.from_bytes, 0, std::size_t(c.bytes - c.from_bytes));
   has_read(c.from, std::size_t(c.from_bytes));
   has_written(c.to, std::size_t(c.bytes));
 }
@@ -236,7 +236,7 @@ void flip_if_complete(MBarrier& b) {
   polls = 0;
 }
 void run_store(const RemoteStore& s) {
-  std::memcpy(s.to, s.value, std::size_t(s.bytes));
+  copy_bytes(s.to, s.value, std::size_t(s.bytes));
   has_written(s.to, std::size_t(s.bytes));
   publish(s.bar);
   MBarrier& b = state_of(s.bar);
@@ -274,9 +274,9 @@ void prepare_block(Block& b, std::uint64_t i, int threads) {
   if (!b.memory) b.memory.reset(new unsigned char[size]);
   auto base = reinterpret_cast<std::uintptr_t>(b.memory.get()) + kGuard;
   b.dynamic = reinterpret_cast<unsigned char*>((base + 1023) & ~std::uintptr_t(1023));
-  std::memset(b.dynamic - kGuard, kGuardByte, kGuard);
-  std::memset(b.dynamic, kNaN, shared_bytes);
-  std::memset(b.dynamic + shared_bytes, kGuardByte, kGuard);
+  set_bytes(b.dynamic - kGuard, kGuardByte, kGuard);
+  set_bytes(b.dynamic, kNaN, shared_bytes);
+  set_bytes(b.dynamic + shared_bytes, kGuardByte, kGuard);
   b.statics_used = 0;
   for (auto& s : b.statics) s = {};
   for (auto& m : b.barriers) m.arrived = m.wanted = 0, m.waiting.clear();
@@ -386,8 +386,8 @@ void* static_shared(const void* key, std::size_t bytes) {
     s = {key, b.dynamic + shared_bytes + kGuard + b.statics_used, bytes};
     s.data = reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(s.data) + 15) & ~std::uintptr_t(15));
     b.statics_used += padded + 16 + kGuard;
-    std::memset(s.data, kNaN, bytes);
-    std::memset(s.data + bytes, kGuardByte, kGuard);
+    set_bytes(s.data, kNaN, bytes);
+    set_bytes(s.data + bytes, kGuardByte, kGuard);
     return s.data;
   }
   fail("too many static shared arrays");
@@ -511,7 +511,7 @@ bool mbarrier_done(std::uint64_t* bar, int parity) {
 void store_async(void* to, const void* value, int bytes, std::uint64_t* bar) {
   check_aligned(to, std::size_t(bytes), "st.async");
   RemoteStore s{static_cast<unsigned char*>(to), {}, bytes, bar};
-  std::memcpy(s.value, value, std::size_t(bytes));
+  copy_bytes(s.value, value, std::size_t(bytes));
   if (!config.deferred) return run_store(s);
   if (stores.size() == stores.capacity()) fail("st.async: too many stores in flight");
   stores.push_back(s);
