@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from hostcuda import build
 from seqkern import selftest
-from support.cases import DTYPES, DTypes, Recurrent, make_arrays, make_gradients
+from support.cases import BFLOAT16, DTYPES, DTypes, Recurrent, make_arrays, make_gradients
 from support.compare import assert_bitwise_equal
 from support.oracle import run
 from support.process import run_worker
@@ -60,7 +61,8 @@ def test_no_order_changes_a_bit(
 
 
 def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
-    """Prefill and decode, forward and backward, with a mask whose gradient is summed over heads and rows."""
+    """Prefill and decode, forward and backward, with a mask whose gradient is summed over heads and rows; and
+    on tensor cores, from addresses that are no multiples of 16 too."""
     import seqkern
 
     rng = np.random.default_rng(0)
@@ -74,6 +76,12 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
             )
             gradients = seqkern.scaled_dot_product_attention_backward(out, saved)
             yield out, saved.stats, *gradients, gradients.dsinks
+    for offset in (0, 1):
+        flat = (rng.standard_normal(2 * 150 * 72 + offset, np.float32).astype(BFLOAT16.x) for _ in range(3))
+        query, key, value = (x[offset:].reshape(1, 2, 150, 72) for x in flat)
+        with monkeypatch.context() as patch:
+            build.stand_below_ops(module, patch.setattr)
+            yield (seqkern.scaled_dot_product_attention(query, key, value),)
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +131,7 @@ class Defect(NamedTuple):
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH = "src/kernels/attention_tile.cuh", "src/kernels/attention_cuda.cu"
+TILE, FLASH, MMA = (f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh"))
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -148,6 +156,15 @@ DEFECTS = [
     Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
     Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
            "src/kernels/attention_backward_cuda.cu"),
+    Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",
+           "{b[3], b[2]});\n      }\n    }\n  }\n\n  // Products", FLASH),
+    Defect("wrong fragment row", MMA, "lane % 8 + lane / 16 * 8", "lane % 16", FLASH),
+    Defect("not transposed", MMA, "load_matrices<true>", "load_matrices", FLASH),
+    Defect("tensor cores: copy wait too lax", MMA, "copy_wait<1>();  // V", "copy_wait<2>();  // V", FLASH),
+    Defect("tensor cores: stage released early", MMA, "walk.scores(s);\n    sync_block();", "walk.scores(s);", FLASH),
+    Defect("tensor cores: barrier missing before use", MMA, "// Q and K\n    sync_block();", "// Q and K", FLASH),
+    Defect("tensor cores: dynamic shared overrun", MMA, "3 * 64 * kWidth", "3 * 63 * kWidth", FLASH),
+    Defect("tensor cores: misaligned vector access", MMA, "uintptr_t(data) % 16", "uintptr_t(data) % 2", FLASH),
     Defect("attention: static shared overrun", FLASH, "(A, right, kSide * k", "(A, right, (kSide - 1) * k", FLASH),
     Defect("attention: divergent full-mask shuffle", FLASH, "if (piece >= pieces) return;",
            "if (piece >= pieces || lane_id() == 31) return;", FLASH),
@@ -178,12 +195,13 @@ RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
 }
 
 
-def plant(folder: Path, defect: Defect) -> ModuleType:
-    """The module with the defect, for float32 alone: the other types would only take longer to compile."""
+def plant(folder: Path, defect: Defect, sanitize: str = "") -> Path:
+    """The module with the defect, for the types that are run: the others would only take longer to compile."""
     build.patched(folder, {defect.file: (defect.old, defect.new)})
     types = folder / "src/cuda/types.cuh"
-    types.write_text(re.sub(r"if \((\w+) == DType::\w+\) return .*;", r"(void)\1;", types.read_text()))
-    return build.load(build.build(folder, replaced=[defect.kernel]))
+    unused = "f64|f16" if defect.kernel == FLASH else r"\w+"  # tensor cores are for bfloat16
+    types.write_text(re.sub(rf"if \((\w+) == DType::({unused})\) return .*;", r"(void)\1;", types.read_text()))
+    return build.build(folder, sanitize, replaced=[defect.kernel])
 
 
 def differs(got: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
@@ -195,7 +213,7 @@ def differs(got: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
 def test_planted_defect_is_caught(
     hostcuda: ModuleType, defect: Defect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = plant(tmp_path, defect)
+    broken = build.load(plant(tmp_path, defect))
     caught = []
     for configuration in CONFIGURATIONS:
         hostcuda.configure(**configuration)
@@ -216,8 +234,28 @@ def test_planted_defect_is_caught(
 def test_read_past_an_array_is_caught(hostcuda: ModuleType, tmp_path: Path) -> None:
     """One row too many of an operand is read, and not used."""
     broken = plant(tmp_path, Defect("", GEMM, "first + i < count &&", "first + i <= count &&"))
-    result = run_worker("guard_worker.py", str(broken.__file__), "end")
+    result = run_worker("guard_worker.py", str(broken), "end")
     assert result.returncode == -signal.SIGSEGV, (result.returncode, result.stderr[-2000:])
+
+
+def under_thread_sanitizer(module: Path) -> subprocess.CompletedProcess[str]:
+    library = subprocess.run(["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
+    options = "halt_on_error=1:exitcode=66:report_signal_unsafe=0"
+    return run_worker("race_worker.py", str(module), LD_PRELOAD=library.stdout.strip(), TSAN_OPTIONS=options)
+
+
+@pytest.mark.slow
+def test_no_race(hostcuda: ModuleType) -> None:
+    """ThreadSanitizer, told of CUDA's own synchronisation alone, finds nothing."""
+    result = under_thread_sanitizer(build.build(sanitize="thread"))
+    assert result.returncode == 0 and "done" in result.stdout, result.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defect", [d for d in DEFECTS if "barrier missing before use" in d.name], ids=str)
+def test_planted_race_is_caught(hostcuda: ModuleType, defect: Defect, tmp_path: Path) -> None:
+    result = under_thread_sanitizer(plant(tmp_path, defect, "thread"))
+    assert result.returncode == 66 and "data race" in result.stderr, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize("file, kernel", [(GEMM, "src/kernels/rnn_cuda.cu"), (TILE, FLASH)])
@@ -225,7 +263,7 @@ def test_no_defect_is_no_defect(
     hostcuda: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, kernel: str
 ) -> None:
     """The patched build itself changes nothing."""
-    same = plant(tmp_path, Defect("", file, "#pragma once\n", "#pragma once\n// the same\n", kernel))
+    same = build.load(plant(tmp_path, Defect("", file, "#pragma once\n", "#pragma once\n// the same\n", kernel)))
     for configuration in CONFIGURATIONS:
         hostcuda.configure(**configuration)
         same.configure(**configuration)

@@ -149,7 +149,7 @@ struct ShuffleOperand {
 template <class T>
 T shuffle_on_host(T v, int from, const char* what, unsigned mask) {
   ShuffleOperand<T> in{v, from};
-  hostcuda::collective(mask, what, &in, &v, [](std::uint32_t m, void* const* i, void* const* o) {
+  hostcuda::collective(mask, what, &in, &v, [](std::uint32_t m, void* const* i, void* const* o) HOSTCUDA_FOR_ALL {
     for (int l = 0; l < 32; ++l) {
       if (!(m >> l & 1)) continue;
       int s = static_cast<ShuffleOperand<T>*>(i[l])->from;
@@ -180,13 +180,14 @@ SEQKERN_INLINE T shuffle_xor(T v, int with, unsigned mask = kAllLanes) {
 SEQKERN_INLINE unsigned ballot(bool says) {
 #if SEQKERN_HOSTCUDA
   unsigned votes = 0;
-  hostcuda::collective(kAllLanes, "__ballot_sync", &says, &votes, [](std::uint32_t m, void* const* i, void* const* o) {
-    unsigned all = 0;
-    for (int l = 0; l < 32; ++l)
-      if (m >> l & 1) all |= unsigned(*static_cast<bool*>(i[l])) << l;
-    for (int l = 0; l < 32; ++l)
-      if (m >> l & 1) *static_cast<unsigned*>(o[l]) = all;
-  });
+  hostcuda::collective(kAllLanes, "__ballot_sync", &says, &votes,
+                       [](std::uint32_t m, void* const* i, void* const* o) HOSTCUDA_FOR_ALL {
+                         unsigned all = 0;
+                         for (int l = 0; l < 32; ++l)
+                           if (m >> l & 1) all |= unsigned(*static_cast<bool*>(i[l])) << l;
+                         for (int l = 0; l < 32; ++l)
+                           if (m >> l & 1) *static_cast<unsigned*>(o[l]) = all;
+                       });
   return votes;
 #else
   return __ballot_sync(kAllLanes, says);
@@ -352,6 +353,110 @@ SEQKERN_INLINE void copy_wait() {
   hostcuda::wait_async(kPending);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// ---- warp matrix products: D [16, 8] += A [16, 16] B [16, 8] of 16-bit values, sums in float ----
+//
+// Lane l holds, with g = l / 4 and t = l % 4, in pairs of adjacent columns (of A and D) or rows (of B) from 2t on:
+//   A  rows g, g + 8, then the same eight columns further      B  column g, then the same eight rows further
+//   D  row g, then row g + 8
+
+// Two values rounded to T, the first in the lower half.
+template <class T>
+SEQKERN_INLINE std::uint32_t pack(float low, float high) {
+  static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, f16>);
+#if SEQKERN_HOSTCUDA
+  T a, b;
+  store(&a, low), store(&b, high);
+  return std::uint32_t(a.bits) | std::uint32_t(b.bits) << 16;
+#else
+  std::uint32_t both;
+  if constexpr (std::is_same_v<T, bf16>) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#endif
+}
+
+#if SEQKERN_HOSTCUDA
+template <bool kTransposed>
+void load_matrices_on_host(std::uint32_t (&r)[4], const void* row) {
+  hostcuda::check_aligned(row, 16, "ldmatrix");
+  hostcuda::read_shared(row, 16);
+  hostcuda::collective(
+      kAllLanes, "ldmatrix", &row, &r, [](std::uint32_t, void* const* in, void* const* out) HOSTCUDA_FOR_ALL {
+        auto at = [&](int matrix, int i, int j) HOSTCUDA_FOR_ALL {
+          return std::uint32_t((*static_cast<const std::uint16_t**>(in[matrix * 8 + i]))[j]);
+        };
+        for (int l = 0; l < 32; ++l)
+          for (int m = 0; m < 4; ++m) {
+            int g = l / 4, t = l % 4 * 2;
+            static_cast<std::uint32_t*>(out[l])[m] =
+                kTransposed ? at(m, t, g) | at(m, t + 1, g) << 16 : at(m, g, t) | at(m, g, t + 1) << 16;
+          }
+      });
+}
+template <class T>
+void multiply_on_host(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  struct Fragments {
+    const std::uint32_t *a, *b;
+  } mine{a, b};
+  hostcuda::collective(kAllLanes, "mma", &mine, &d,
+                       [](std::uint32_t, void* const* in, void* const* out) HOSTCUDA_FOR_ALL {
+                         auto half = [](std::uint32_t pair, int which) HOSTCUDA_FOR_ALL {
+                           T v{std::uint16_t(pair >> 16 * which)};
+                           return double(load(&v));
+                         };
+                         auto left = [&](int i, int k) HOSTCUDA_FOR_ALL {
+                           return half(static_cast<Fragments*>(in[i % 8 * 4 + k % 8 / 2])->a[i / 8 + k / 8 * 2], k % 2);
+                         };
+                         auto right = [&](int k, int j) HOSTCUDA_FOR_ALL {
+                           return half(static_cast<Fragments*>(in[j * 4 + k % 8 / 2])->b[k / 8], k % 2);
+                         };
+                         for (int i = 0; i < 16; ++i)
+                           for (int j = 0; j < 8; ++j) {
+                             float& to = static_cast<float*>(out[i % 8 * 4 + j / 2])[i / 8 * 2 + j % 2];
+                             double sum = to;
+                             for (int k = 0; k < 16; ++k) sum += left(i, k) * right(k, j);
+                             to = float(sum);
+                           }
+                       });
+}
+#endif
+
+// Four 8 x 8 matrices of 16-bit values from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
+template <bool kTransposed = false>
+SEQKERN_INLINE void load_matrices(std::uint32_t (&r)[4], const void* row) {
+#if SEQKERN_HOSTCUDA
+  load_matrices_on_host<kTransposed>(r, row);
+#else
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+#endif
+}
+template <class T>
+SEQKERN_INLINE void multiply(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+#if SEQKERN_HOSTCUDA
+  multiply_on_host<T>(d, a, b);
+#else
+  if constexpr (std::is_same_v<T, bf16>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 

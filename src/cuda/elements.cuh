@@ -25,7 +25,8 @@ struct Inputs {
 
 // out[i] = f(i, inputs[i]...)
 template <int kWidth, int kCount, class F, class T>
-__global__ void __launch_bounds__(kElementThreads) elements_kernel(index_t count, F f, Inputs<T, kCount> in, T* out) {
+__global__ void __launch_bounds__(kElementThreads, 4)
+    elements_kernel(index_t count, F f, Inputs<T, kCount> in, T* out) {
   index_t step = index_t(gridDim.x) * kElementThreads * kWidth;
   for (index_t i = (index_t(blockIdx.x) * kElementThreads + threadIdx.x) * kWidth; i < count; i += step) {
     const T* from[kCount];

@@ -1,13 +1,15 @@
 """Registers, spills and static shared memory of every CUDA kernel, as ptxas reports them: ptxas_table.txt.
 
-``python src/cuda/ptxas_table.py`` compiles all kernels for sm_80 and sm_90a with nvcc and writes the table anew. It
-is checked in, so that a change of a kernel shows what it did to them. Nothing is run.
+``python src/cuda/ptxas_table.py [FILE...]`` compiles all kernels (or those of FILE, as lstm_cuda.cu) for sm_80 and
+sm_90a with nvcc and writes their part of the table anew. It is checked in, so that a change of a kernel shows what it
+did to them. Nothing is run.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,16 +54,23 @@ def readable(mangled: str) -> str:
     return name[:end].replace(" >", ">")
 
 
-def main() -> None:
+def section(kernel: Path) -> str:
+    table = {row for architecture in ARCHITECTURES for row in rows(kernel, architecture)}
+    lines = [
+        f"{architecture:8}{registers:10}{stack:7}{spilled:9}{shared:15}  {name}"
+        for name, architecture, registers, stack, spilled, shared in sorted(table)
+    ]
+    return "\n".join([kernel.name, *lines])
+
+
+def main(only: list[str]) -> None:
     kernels = sorted((ROOT / "src/kernels").glob("*_cuda.cu"))
-    lines = [f"{'arch':8}{'registers':>10}{'stack':>7}{'spilled':>9}{'static shared':>15}  kernel"]
-    for kernel in kernels:
-        lines += ["", kernel.name]
-        table = {row for architecture in ARCHITECTURES for row in rows(kernel, architecture)}
-        for name, architecture, registers, stack, spilled, shared in sorted(table):
-            lines.append(f"{architecture:8}{registers:10}{stack:7}{spilled:9}{shared:15}  {name}")
-    Path(__file__).with_suffix(".txt").write_text("\n".join(lines) + "\n")
+    file = Path(__file__).with_suffix(".txt")
+    known = {text.partition("\n")[0]: text for text in file.read_text().rstrip().split("\n\n")[1:]}
+    head = f"{'arch':8}{'registers':>10}{'stack':>7}{'spilled':>9}{'static shared':>15}  kernel"
+    sections = [known[k.name] if only and k.name not in only and k.name in known else section(k) for k in kernels]
+    file.write_text("\n\n".join([head, *sections]) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

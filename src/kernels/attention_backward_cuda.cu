@@ -98,7 +98,7 @@ __global__ void delta_kernel(const __grid_constant__ Arguments<T> a, acc_t<T>* d
 }
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(32 * kBlockWarps) dkv_kernel(const __grid_constant__ Arguments<T> a) {
+__global__ void __launch_bounds__(32 * kBlockWarps, 2) dkv_kernel(const __grid_constant__ Arguments<T> a) {
   using A = acc_t<T>;
   SEQKERN_ATTENTION_BLOCK(A);
   const AttentionBackward& p = a.p;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps) dkv_kernel(const __grid_cons
 }
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(32 * kBlockWarps) dq_kernel(const __grid_constant__ Arguments<T> a) {
+__global__ void __launch_bounds__(32 * kBlockWarps, 2) dq_kernel(const __grid_constant__ Arguments<T> a) {
   using A = acc_t<T>;
   SEQKERN_ATTENTION_BLOCK(A);
   const AttentionBackward& p = a.p;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps) dq_kernel(const __grid_const
 
 // Block (b, head, row tile, key tile) of dmask, a dimension that was broadcast counting 1. Not for packed sequences.
 template <class T>
-__global__ void __launch_bounds__(32 * kBlockWarps) dmask_kernel(const __grid_constant__ Arguments<T> a) {
+__global__ void __launch_bounds__(32 * kBlockWarps, 2) dmask_kernel(const __grid_constant__ Arguments<T> a) {
   using A = acc_t<T>;
   SEQKERN_ATTENTION_BLOCK(A);
   const AttentionBackward& p = a.p;

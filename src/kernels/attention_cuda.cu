@@ -1,6 +1,8 @@
 // Attention forward on any GPU (attention_tile.cuh): a block takes 32 query rows, those of all heads of a group side by
 // side, and walks over the keys they see, softmax online. Few rows, as in decoding: every warp takes a piece of the
-// keys for all rows of a group, and a second kernel joins the pieces in order.
+// keys for all rows of a group, and a second kernel joins the pieces in order. What fits tensor cores goes there first
+// (attention_mma.cuh).
+#include "attention_mma.cuh"
 #include "attention_tile.cuh"
 #include "cuda/types.cuh"
 #include "seqkern/attention.h"
@@ -96,8 +98,9 @@ struct Walk {
 };
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(32 * kBlockWarps)
-    attention_forward_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score) {
+__global__ void __launch_bounds__(32 * kBlockWarps, 2)
+    attention_forward_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
+                             const unsigned char* wanted) {
   using A = acc_t<T>;
   using Block = Team<A, kBlockWarps>;
   SEQKERN_SHARED(LeftRow<A>, left, Block::kLeft);
@@ -107,6 +110,10 @@ __global__ void __launch_bounds__(32 * kBlockWarps)
   index_t all = p.group() * p.query_len, tiles = ceil_div(all, Block::kLeft);
   index_t pair = blockIdx.x / tiles, tile = tiles - 1 - blockIdx.x % tiles;  // causal: the longest first
   index_t b = pair / p.kv_heads, kv_head = pair % p.kv_heads;
+  if (wanted) {  // a byte for every 16 rows, of which the mma kernel took 64 at a time
+    const unsigned char* mine = wanted + pair * ceil_div(all, kMmaRows) * kMmaWarps + tile * (Block::kLeft / 16);
+    if (!mine[0] && !mine[1]) return;
+  }
   Block team(&left[0], &weights[0], &right[0]);
   describe_rows(score, b, kv_head * p.group(), tile * Block::kLeft, Block::kLeft, all, team.rank(), &rows[0]);
   sync_block();
@@ -138,7 +145,7 @@ struct Partial {
 };
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(32 * kDecodeWarps)
+__global__ void __launch_bounds__(32 * kDecodeWarps, 4)
     attention_decode_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
                             index_t pieces, Partial<acc_t<T>> partial) {
   using A = acc_t<T>;
@@ -208,21 +215,34 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
   launch(l, attention_join_kernel<T>, p, score, pieces, partial);
 }
 
+// What is masked may be NaN: whatever is looked at tile by tile can have such a position beside a live one.
+bool masks(const AttentionForward& p) { return p.mask || p.causal || p.left >= 0 || p.right >= 0; }
+
 template <class T>
-void forward(const AttentionForward& p, cudaStream_t stream) {
+void forward(const AttentionForward& p, void* workspace, cudaStream_t stream) {
   index_t tiles = ceil_div(p.group() * p.query_len, kMine * kBlockWarps);
   Score<T> score(p);
+  const unsigned char* wanted = nullptr;
+  if constexpr (sizeof(T) == 2)
+    if (fits_mma(p)) {
+      auto spoiled = masks(p) ? static_cast<unsigned char*>(workspace) : nullptr;
+      bool narrow = p.head_dim <= 64 && p.value_dim <= 64;
+      bool done = narrow ? launch_mma<T, 64>(p, score, spoiled, stream)
+                         : launch_mma<T, kMaxMmaWidth>(p, score, spoiled, stream);
+      if (done && !spoiled) return;
+      if (done) wanted = spoiled;
+    }
   for_columns_of(p.value_dim, [&]<int kColumns>(unsigned blocks) {
     Launch l{dim3(unsigned(p.batch * p.kv_heads * tiles), blocks), dim3(32 * kBlockWarps)};
     l.stream = stream;
-    launch(l, attention_forward_kernel<T, kColumns>, p, score);
+    launch(l, attention_forward_kernel<T, kColumns>, p, score, wanted);
   });
 }
 
 }  // namespace
 
 std::size_t attention_forward_workspace(const AttentionForward& p) {
-  if (!decodes(p)) return 0;
+  if (!decodes(p)) return fits_mma(p) && masks(p) ? std::size_t(mma_warps(p)) : 0;
   index_t partials = p.batch * p.kv_heads * pieces_of(p) * kMine;
   return std::size_t(partials * (2 + p.value_dim)) * (p.dtype == DType::f64 ? 8 : 4);
 }
@@ -232,7 +252,7 @@ void attention_forward(const AttentionForward& p, void* workspace, void* stream_
   auto stream = static_cast<cudaStream_t>(stream_);
   for_type(p.dtype, [&]<class T>() {
     if (decodes(p)) decode<T>(p, workspace, stream);
-    else forward<T>(p, stream);
+    else forward<T>(p, workspace, stream);
   });
 }
 

@@ -133,7 +133,7 @@ struct KeyRows {
                          index_t first)
       : base(row_of(static_cast<const T*>(data), s, p.cu_k, b, head, first)),
         stride(s.row),
-        count(int(min_of(p.keys(b) - first, kSide))) {}
+        count(int(min_of(p.keys(b) - first, 1 << 30))) {}
   SEQKERN_INLINE const T* operator()(int r) const { return r < count ? base + r * stride : nullptr; }
 };
 

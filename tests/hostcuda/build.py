@@ -88,11 +88,13 @@ def patched(folder: Path, patches: Mapping[str, tuple[str, str]]) -> Path:
 
 def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[str] = ()) -> Path:
     """The path of the module. replaced: kernels whose text, and what it includes, is that in folder/src."""
-    base = ROOT / "build/hostcuda"
-    folder = folder or (base / sanitize.replace(",", "-") if sanitize else base)
+    base = ROOT / "build/hostcuda" / sanitize.replace(",", "-")
+    folder = folder or base
     folder.mkdir(parents=True, exist_ok=True)
     flags = [*FLAGS, *_includes()]
-    if sanitize:
+    if sanitize == "thread":  # for the kernels alone; the runtime tells it what orders what
+        flags += ["-DHOSTCUDA_THREAD_SANITIZER"]
+    elif sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     module = folder / f"_hostcuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     jobs, objects = [], []
@@ -103,6 +105,7 @@ def build(folder: Path | None = None, sanitize: str = "", replaced: Collection[s
         objects.insert(0 if patched_here else len(objects), target)  # the linker keeps the first copy of a template
         if patched_here or not _is_fresh(target):
             first = [f"-I{folder / 'src'}"] if patched_here else []
+            first += ["-fsanitize=thread"] if sanitize == "thread" and source.endswith(".cu") else []
             jobs.append(((folder if patched_here else ROOT) / source, target, [*first, *flags]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: _compile(*job), jobs))

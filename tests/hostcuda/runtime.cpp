@@ -12,7 +12,7 @@
 #include <mutex>
 #include <vector>
 
-#include "switch.h"
+#include "state.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -24,66 +24,7 @@ namespace {
 
 constexpr std::size_t kStack = 128 << 10, kGuard = 1024, kStaticShared = 48 << 10;
 constexpr unsigned char kNaN = 0xff, kGuardByte = 0xa5;
-constexpr int kGroups = 8, kStatics = 16, kBarriers = 16, kCopies = 2048, kMaxThreads = 16 * 1024;
-
-struct Copy {
-  unsigned char* to;
-  const unsigned char* from;
-  int bytes, from_bytes;
-  bool commit;
-};
-
-struct Fiber {
-  Context context;
-  uint3 thread{};
-  int block = 0, warp = 0, lane = 0;
-  bool done = true;
-  const char* waits_in = nullptr;
-  std::vector<Copy> copies;
-};
-
-struct Group {  // a warp collective in flight; free when no lane has arrived
-  std::uint32_t mask = 0, arrived = 0;
-  const char* what = nullptr;
-  void *in[32], *out[32];
-  int fiber[32];
-};
-struct Warp {
-  Group groups[kGroups];
-};
-
-struct Meeting {  // a barrier in progress
-  int arrived = 0, wanted = 0;
-  std::vector<int> waiting;
-};
-
-struct Static {
-  const void* key = nullptr;
-  unsigned char* data = nullptr;
-  std::size_t bytes = 0;
-};
-struct Block {
-  uint3 index{};
-  int alive = 0;
-  Meeting barriers[kBarriers];
-  std::unique_ptr<unsigned char[]> memory;  // guard, dynamic, guard, then statics with a guard after each
-  unsigned char* dynamic = nullptr;
-  std::size_t statics_used = 0;
-  Static statics[kStatics];
-};
-
-struct MBarrier {
-  std::uint32_t phase : 1, expected : 15, pending : 16;
-  std::int32_t bytes;
-};
-static_assert(sizeof(MBarrier) == 8);
-
-struct RemoteStore {
-  unsigned char* to;
-  unsigned char value[16];
-  int bytes;
-  std::uint64_t* bar;
-};
+constexpr int kCopies = 2048, kMaxThreads = 16 * 1024;
 
 std::mutex launching;
 std::vector<std::unique_ptr<Fiber>> fibers;
@@ -101,6 +42,7 @@ std::uint64_t random_state = 1, polls = 0;
 Body body;
 void* body_context;
 std::string failure;
+char before_cluster, after_cluster;  // tags
 
 std::uint64_t next_random() {
   random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
@@ -182,6 +124,7 @@ void release_if_full(Meeting& m, int everybody) {
   for (int f : m.waiting) make_ready(f);
   m.waiting.clear();
   m.arrived = 0;
+  ++m.use;
   polls = 0;
 }
 
@@ -195,11 +138,14 @@ void meet(Meeting& m, int wanted, int everybody, bool wait, const char* what) {
   if (m.arrived && m.wanted != wanted) fail("%s: threads disagree about its count: %d and %d", what, m.wanted, wanted);
   m.wanted = wanted;
   ++m.arrived;
+  char* tag = &m.tags[m.use % 2];
+  publish(tag);
   if (wanted && m.arrived > wanted) fail("%s: more arrivals than its count of %d", what, wanted);
   bool last = m.arrived == (wanted ? wanted : everybody);
   if (!last && wait) m.waiting.push_back(index_of(current));
   release_if_full(m, everybody);
   if (!last && wait) block_here(what);
+  if (wait) observe(tag);
 }
 
 void check_guard(const unsigned char* p, const char* what) {
@@ -214,8 +160,10 @@ void check_guards(Block& b) {
 }
 
 void run_copy(const Copy& c) {
-  std::memcpy(c.to, c.from, std::size_t(c.from_bytes));
-  std::memset(c.to + c.from_bytes, 0, std::size_t(c.bytes - c.from_bytes));
+  copy_bytes(c.to, c.from, std::size_t(c.from_bytes));
+  set_bytes(c.to + c.from_bytes, 0, std::size_t(c.bytes - c.from_bytes));
+  has_read(c.from, std::size_t(c.from_bytes));
+  has_written(c.to, std::size_t(c.bytes));
 }
 
 MBarrier& state_of(std::uint64_t* bar) { return *reinterpret_cast<MBarrier*>(bar); }
@@ -226,7 +174,9 @@ void flip_if_complete(MBarrier& b) {
   polls = 0;
 }
 void run_store(const RemoteStore& s) {
-  std::memcpy(s.to, s.value, std::size_t(s.bytes));
+  copy_bytes(s.to, s.value, std::size_t(s.bytes));
+  has_written(s.to, std::size_t(s.bytes));
+  publish(s.bar);
   MBarrier& b = state_of(s.bar);
   b.bytes -= s.bytes;
   flip_if_complete(b);
@@ -234,12 +184,14 @@ void run_store(const RemoteStore& s) {
 
 void thread_main() {
   entered_context();
+  observe(&before_cluster);
   body(body_context);
   Fiber* f = current;
   for (auto& c : f->copies)
     if (!c.commit) run_copy(c);
   for (auto& g : warps[f->warp].groups)
     if (g.arrived && (g.mask >> f->lane & 1)) fail("a thread returned while its warp waits for it in %s", g.what);
+  publish(&after_cluster);
   f->done = true;
   --alive;
   Block& b = blocks[f->block];
@@ -260,9 +212,9 @@ void prepare_block(Block& b, std::uint64_t i, int threads) {
   if (!b.memory) b.memory.reset(new unsigned char[size]);
   auto base = reinterpret_cast<std::uintptr_t>(b.memory.get()) + kGuard;
   b.dynamic = reinterpret_cast<unsigned char*>((base + 1023) & ~std::uintptr_t(1023));
-  std::memset(b.dynamic - kGuard, kGuardByte, kGuard);
-  std::memset(b.dynamic, kNaN, shared_bytes);
-  std::memset(b.dynamic + shared_bytes, kGuardByte, kGuard);
+  set_bytes(b.dynamic - kGuard, kGuardByte, kGuard);
+  set_bytes(b.dynamic, kNaN, shared_bytes);
+  set_bytes(b.dynamic + shared_bytes, kGuardByte, kGuard);
   b.statics_used = 0;
   for (auto& s : b.statics) s = {};
   for (auto& m : b.barriers) m.arrived = m.wanted = 0, m.waiting.clear();
@@ -290,7 +242,10 @@ void run_cluster(std::uint64_t first, int threads) {
     }
   }
   forget_main_stack();
+  main_context.fiber = this_fiber();
+  publish(&before_cluster);
   resume_next(main_context);
+  observe(&after_cluster);
   if (!failure.empty()) return;
   for (auto& s : stores) run_store(s);
   try {
@@ -369,8 +324,8 @@ void* static_shared(const void* key, std::size_t bytes) {
     s = {key, b.dynamic + shared_bytes + kGuard + b.statics_used, bytes};
     s.data = reinterpret_cast<unsigned char*>((reinterpret_cast<std::uintptr_t>(s.data) + 15) & ~std::uintptr_t(15));
     b.statics_used += padded + 16 + kGuard;
-    std::memset(s.data, kNaN, bytes);
-    std::memset(s.data + bytes, kGuardByte, kGuard);
+    set_bytes(s.data, kNaN, bytes);
+    set_bytes(s.data + bytes, kGuardByte, kGuard);
     return s.data;
   }
   fail("too many static shared arrays");
@@ -418,15 +373,25 @@ void collective(std::uint32_t mask, const char* what, void* in, void* out, Combi
   } else if (std::strcmp(g->what, what) != 0) {
     fail("divergent warp collective: lane %d is in %s, lanes %08x in %s", f->lane, what, g->arrived, g->what);
   }
+  char* tag = combine ? nullptr : &g->tags[g->use % 2];  // __syncwarp orders memory, a shuffle does not
+  if (tag) publish(tag);
   g->arrived |= 1u << f->lane;
   g->in[f->lane] = in, g->out[f->lane] = out, g->fiber[f->lane] = first + f->lane;
-  if (g->arrived != mask) return block_here(what);
+  if (g->arrived != mask) {
+    block_here(what);
+    if (tag) observe(tag);
+    return;
+  }
+  if (tag) observe(tag);
   if (combine) combine(mask, g->in, g->out);
   for (int l = 0; l < 32; ++l)
     if ((mask >> l & 1) && l != f->lane) make_ready(g->fiber[l]);
   g->arrived = 0;
+  ++g->use;
   polls = 0;
 }
+
+void read_shared(const void* p, std::size_t bytes) { has_read(p, bytes); }
 
 void copy_async(void* to, const void* from, int bytes, int from_bytes) {
   check_aligned(to, std::size_t(bytes), "cp.async");
@@ -457,6 +422,7 @@ void mbarrier_init(std::uint64_t* bar, int n) {
   state_of(bar) = {0, std::uint32_t(n), std::uint32_t(n), 0};
 }
 void mbarrier_arrive(std::uint64_t* bar, int expected_bytes) {
+  publish(bar);
   MBarrier& b = state_of(bar);
   if (!b.pending) fail("mbarrier: more arrivals than expected in one phase");
   b.bytes += expected_bytes;
@@ -464,21 +430,26 @@ void mbarrier_arrive(std::uint64_t* bar, int expected_bytes) {
   flip_if_complete(b);
 }
 bool mbarrier_done(std::uint64_t* bar, int parity) {
-  if (state_of(bar).phase != unsigned(parity & 1)) return true;
+  auto done = [&] {
+    bool over = state_of(bar).phase != unsigned(parity & 1);
+    if (over) observe(bar);
+    return over;
+  };
+  if (done()) return true;
   if (!stores.empty()) {  // deferred stores land while somebody waits for them
     for (auto& s : stores) run_store(s);
     stores.clear();
-    return state_of(bar).phase != unsigned(parity & 1);
+    return done();
   }
   if (++polls > 64 + 16 * std::uint64_t(alive)) fail_with_report("livelock: every thread polls an mbarrier");
   make_ready_last(index_of(current));
   block_here("mbarrier wait");
-  return state_of(bar).phase != unsigned(parity & 1);
+  return done();
 }
 void store_async(void* to, const void* value, int bytes, std::uint64_t* bar) {
   check_aligned(to, std::size_t(bytes), "st.async");
   RemoteStore s{static_cast<unsigned char*>(to), {}, bytes, bar};
-  std::memcpy(s.value, value, std::size_t(bytes));
+  copy_bytes(s.value, value, std::size_t(bytes));
   if (!config.deferred) return run_store(s);
   if (stores.size() == stores.capacity()) fail("st.async: too many stores in flight");
   stores.push_back(s);

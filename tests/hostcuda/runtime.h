@@ -66,8 +66,13 @@ void barrier(int id, int threads, bool wait, const char* what);  // threads 0: e
 void cluster_barrier();
 
 // Every lane of `mask` hands in its operands and a place for its result; the last to arrive combines them all.
+// `combine` runs on behalf of all: what it touches is no access of the last lane's (HOSTCUDA_FOR_ALL).
+#define HOSTCUDA_FOR_ALL __attribute__((no_sanitize("thread")))
 using Combine = void (*)(std::uint32_t mask, void* const* in, void* const* out);
 void collective(std::uint32_t mask, const char* what, void* in, void* out, Combine combine);
+
+// Tells of a read that `combine` does for this lane.
+void read_shared(const void* p, std::size_t bytes);
 
 // cp.async of the calling thread
 void copy_async(void* to, const void* from, int bytes, int from_bytes);

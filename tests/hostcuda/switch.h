@@ -1,10 +1,12 @@
-// Switching between stacks: a few instructions on x86-64, ucontext elsewhere. Tells AddressSanitizer about it.
+// Switching between stacks: a few instructions on x86-64, ucontext elsewhere. Tells the sanitizers about it.
 #pragma once
 #include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <new>
+
+#include "races.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -20,6 +22,7 @@ struct Context {
   void* stack_pointer = nullptr;
   unsigned char* stack = nullptr;  // null: the thread that called launch
   std::size_t size = 0;
+  void* fiber = nullptr;  // ThreadSanitizer's
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
 #endif
@@ -60,6 +63,7 @@ inline void switch_context(Context& from, Context& to, bool dying) {
   __sanitizer_start_switch_fiber(dying ? nullptr : &from.fake_stack, to.stack ? to.stack : main_stack,
                                  to.stack ? to.size : main_size);
 #endif
+  continue_as(to.fiber);
 #if defined(__x86_64__)
   hostcuda_switch(&from.stack_pointer, to.stack_pointer);
 #else
@@ -89,6 +93,7 @@ inline void make_context(Context& c, std::size_t size) {
   mprotect(memory, kPage, PROT_NONE);
   c.stack = static_cast<unsigned char*>(memory) + kPage;
   c.size = size;
+  c.fiber = new_fiber();
 }
 
 // Puts a context at the start of `entry`, whatever it was doing.

@@ -4,7 +4,8 @@ u is the unit roundoff of the arithmetic, u_out that of bfloat16 results, gamma_
 
 - A score: e_s = gamma_{D+8}·scale·Σ|q||k| + 16u·|s|: the product, the scaling, cap, bias and change of base. The
   change of its row's maximum moves all scores alike, so a probability is off by e_p = P (2 max_j e_s + gamma_{Lk+16}).
-- out = Σ P v: Σ e_p |v| + gamma_{Lk}·Σ P|v|, and u_out·|out| for storage.
+- out = Σ P v: Σ e_p |v| + gamma_{Lk}·Σ P|v|, and u_out·|out| for storage. Where P is rounded to the storage type
+  for that product, as tensor cores want it, another u_out·Σ P|v|.
 - dP = Σ dout v: gamma_Dv·Σ|dout||v|; D = Σ dout·out: gamma_Dv·Σ|dout||out| + Σ|dout| e_out.
 - ds = P (dP - D): e_p (|dP| + |D|) + P (e_dP + e_D) + 4u·P (|dP| + |D|).
 - dq = scale Σ ds k: scale (Σ e_ds |k| + gamma_Lk·Σ|ds||k|), dk and dv likewise.
@@ -26,7 +27,7 @@ def gamma(terms: float, unit: float) -> float:
 
 
 def attention_bounds(
-    arrays: tuple[Array, ...], options: dict[str, Any], dout: Array, dtypes: DTypes
+    arrays: tuple[Array, ...], options: dict[str, Any], dout: Array, dtypes: DTypes, stores_probs: bool = False
 ) -> dict[str, Array]:
     """Bounds by name; arrays and options in float64, shapes [B, H, L, D]."""
     from seqkern import reference
@@ -46,8 +47,8 @@ def attention_bounds(
     worst = score.max(-1, initial=0.0, keepdims=True)
     tiny = float(np.finfo(dtypes.cell).smallest_normal)  # what is below may come out as 0
     prob = probs * (2 * worst + gamma(probs.shape[-1] + 16, unit)) + tiny
-    stored = dtypes.storage * np.abs(out)
-    e_out = keep * (prob @ value + gamma(probs.shape[-1], unit) * (probs @ value)) + stored
+    stored, rounding = dtypes.storage * np.abs(out), dtypes.storage if stores_probs else 0.0
+    e_out = keep * (prob @ value + (gamma(probs.shape[-1], unit) + rounding) * (probs @ value)) + stored
     upstream = np.abs(dout)
     width, rows = value.shape[-1], probs.shape[-2]
     dp = keep * upstream @ value.swapaxes(-1, -2)

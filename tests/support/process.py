@@ -17,15 +17,16 @@ def run_python(code: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
-def run_worker(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_worker(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder; a crash is a return code, with a traceback on stderr."""
     path = Path(__file__).parent / script
-    return _run(["-X", "faulthandler", str(path), *arguments], {})
+    return _run(["-X", "faulthandler", str(path), *arguments], environment)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    fixed = ["setarch", "-R"] if "libtsan" in environment.get("LD_PRELOAD", "") else []  # TSan wants its addresses
     return subprocess.run(
-        [sys.executable, *command],
+        [*fixed, sys.executable, *command],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
