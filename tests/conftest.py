@@ -178,3 +178,11 @@ def tolerance() -> ModuleType:
       smallest normal number for what may underflow.
     """
     return tolerances
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_seeded(request: pytest.FixtureRequest) -> None:
+    """torch draws its modules' weights from a generator of its own."""
+    if request.node.get_closest_marker("torch"):
+        torch = pytest.importorskip("torch")
+        torch.manual_seed(0)
