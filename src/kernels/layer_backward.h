@@ -12,6 +12,7 @@
 #pragma once
 #include "gemm.h"
 #include "layer_forward.h"
+#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 
