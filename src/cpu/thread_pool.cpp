@@ -125,6 +125,7 @@ class Pool {
   std::mutex turn;  // held by the running Job
   Workspace workspace;
   std::atomic<int> threads{default_num_threads()};
+  bool odd = false;  // changed by the holder of the turn
 
   bool crowded() const { return Clock::now() < crowded_until_; }  // asked by the holder of the turn only
 
@@ -247,7 +248,10 @@ void Workspace::release() {
   while (blocks_) ::operator delete(std::exchange(blocks_, blocks_->next), std::align_val_t(4096));
 }
 
-Job::Job() { pool().turn.lock(); }
+Job::Job() {
+  pool().turn.lock();
+  odd_ = pool().odd = !pool().odd;
+}
 Job::~Job() {
   pool().workspace.rewind();
   pool().turn.unlock();

@@ -64,6 +64,9 @@ class Job {
     return workspace().take<T>(count);
   }
   Workspace& workspace();
+  // Alternates from job to job. Weights that outgrow the cache are walked the other way each time: those read last
+  // are still there. Results may not depend on it.
+  bool odd() const { return odd_; }
 
   // fn(rank, threads, barrier) on every rank.
   template <class F>
@@ -74,6 +77,7 @@ class Job {
  private:
   using Erased = void (*)(void*, int rank, int threads, Barrier&);
   void run_erased(int threads, Erased fn, void* context);
+  bool odd_;
 };
 
 // Threads worth using for this many multiply-adds: below the first grain the hand-over costs more. Half as many

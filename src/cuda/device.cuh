@@ -110,6 +110,10 @@ SEQKERN_INLINE V sigmoid(V x) {
   V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
   return (x < 0 ? e : V(1)) / (1 + e);
 }
+template <class V>
+SEQKERN_INLINE V gate(V x) {
+  return sigmoid(x);
+}
 SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
 SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
 SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }

@@ -9,6 +9,7 @@
 #include "cpu/thread_pool.h"
 #include "dot.h"
 #include "gemm.h"
+#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 

@@ -5,6 +5,9 @@
 // This is what a recurrent step at batch 1 is: bound by reading the weights. Lanes run along k; one register
 // holds as many (row, unit) sums as it has lanes and they are reduced together by one tree, so the order of
 // summation is the same for every M and every split of the units over threads.
+//
+// bf16 weights can be read a register of pairs at a time: the even ones are shifted up, the odd ones masked, one
+// operation each where widening in order takes two. Their left factor is split to match (split_place).
 #pragma once
 #include "simd/vec.h"
 
@@ -32,20 +35,81 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
     }
   };
   index_t k = 0;
-  for (; k + L <= depth; k += L) step(k, [](const auto* p) { return load(p); });
+  auto whole = [](const auto* p) { return load(p); };
+  for (; k + 2 * L <= depth; k += 2 * L) {  // a cache line of every unit
+    step(k, whole);
+    step(k + L, whole);
+  }
+  if (k + L <= depth) {
+    step(k, whole);
+    k += L;
+  }
   if (int tail = int(depth - k)) step(k, [tail](const auto* p) { return load_n(p, tail); });
   return sum_each<A>(acc);
 }
 
+// Registers of left factor that one register of weights meets, and the elements of k in it.
+template <class W>
+inline constexpr int kDotParts = int(sizeof(acc_t<W>) / sizeof(W));
+template <class W>
+inline constexpr int kDotStep = kDotParts<W> * kLanes<acc_t<W>>;
+
+// Where value k of a split left factor goes: per step the even ones and then the odd.
+template <class W>
+SEQKERN_INLINE index_t split_place(index_t k) {
+  constexpr index_t S = kDotStep<W>;
+  return kDotParts<W> == 1 ? k : k / S * S + k % 2 * (S / 2) + k % S / 2;
+}
+
+// Rows of a left factor in its split form; the gaps are left alone.
+template <class W, class S, class A = acc_t<W>>
+void split_rows(index_t rows, const S* from, index_t depth, A* to, index_t stride) {
+  for (index_t m = 0; m < rows; ++m, from += depth, to += stride)
+    for (index_t k = 0; k < depth; ++k) to[split_place<W>(k)] = from_storage(from[k]);
+}
+
+// dot_square with bf16 weights and a left factor split and padded with zeros to whole steps.
+template <int MR, bool Whole>
+SEQKERN_INLINE Vec<float> dot_square_split(const float* a, index_t lda, const bf16* weight, index_t ldw, int units,
+                                           index_t depth) {
+  constexpr int L = kLanes<float>, NU = L / MR;
+  Vec<float> acc[L] = {};
+  auto step = [&](index_t k, auto read) {
+    Vec<float> even[MR], odd[MR];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) {
+      even[m] = load(a + m * lda + k);
+      odd[m] = load(a + m * lda + k + L);
+    }
+#pragma GCC unroll 16
+    for (int u = 0; u < NU; ++u) {
+      Vec<float> first, second;
+      split_pairs(read(weight + (Whole || u < units ? u : units - 1) * ldw + k), first, second);
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) acc[m * NU + u] = odd[m] * second + (even[m] * first + acc[m * NU + u]);
+    }
+  };
+  index_t k = 0;
+  for (; k + 2 * L <= depth; k += 2 * L) step(k, [](const bf16* p) { return load_pairs(p); });
+  if (int tail = int(depth - k)) step(k, [tail](const bf16* p) { return load_pairs_n(p, tail); });
+  return sum_each<float>(acc);
+}
+
 // MR rows times up to lanes units: out[m * ldo + u].
-template <int MR, class S, class W, class A = acc_t<W>>
+template <int MR, bool Split, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth, A* out,
                              index_t ldo) {
   constexpr int L = kLanes<A>, NU = L / MR;
   for (int u = 0; u < units; u += NU) {
     int here = units - u < NU ? units - u : NU;
-    Vec<A> sums = here == NU ? dot_square<MR, true>(a, lda, weight + u * ldw, ldw, here, depth)
-                             : dot_square<MR, false>(a, lda, weight + u * ldw, ldw, here, depth);
+    const W* from = weight + u * ldw;
+    Vec<A> sums;
+    if constexpr (Split)
+      sums = here == NU ? dot_square_split<MR, true>(a, lda, from, ldw, here, depth)
+                        : dot_square_split<MR, false>(a, lda, from, ldw, here, depth);
+    else
+      sums = here == NU ? dot_square<MR, true>(a, lda, from, ldw, here, depth)
+                        : dot_square<MR, false>(a, lda, from, ldw, here, depth);
     if constexpr (MR == 1) {
       store_n(out, sums, here);
     } else {
@@ -58,16 +122,23 @@ SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t l
 }
 
 // Any number of rows, in blocks of at most four.
+template <bool Split, class S, class W, class A = acc_t<W>>
+void dot_blocks(index_t rows, const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth, A* out,
+                index_t ldo) {
+  index_t m = 0;
+  if constexpr (kLanes<A> >= 4)
+    for (; m + 4 <= rows; m += 4) dot_rows<4, Split>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  if constexpr (kLanes<A> >= 4)
+    if (rows - m == 3) return dot_rows<3, Split>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  for (; m + 2 <= rows; m += 2) dot_rows<2, Split>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  if (m < rows) dot_rows<1, Split>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+}
+
+// The left factor in order, of any storage type.
 template <class S, class W, class A = acc_t<W>>
 void dot_product(index_t rows, const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth, A* out,
                  index_t ldo) {
-  index_t m = 0;
-  if constexpr (kLanes<A> >= 4)
-    for (; m + 4 <= rows; m += 4) dot_rows<4>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
-  if constexpr (kLanes<A> >= 4)
-    if (rows - m == 3) return dot_rows<3>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
-  for (; m + 2 <= rows; m += 2) dot_rows<2>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
-  if (m < rows) dot_rows<1>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  dot_blocks<false>(rows, a, lda, weight, ldw, units, depth, out, ldo);
 }
 
 }  // namespace seqkern::SEQKERN_ISA

@@ -19,10 +19,12 @@ struct Matrix {
   index_t row_stride, column_stride;
 };
 
-inline constexpr index_t kDepth = 384;            // a panel of B and a block of A fit L1 together
-inline constexpr index_t kLeftSize = 80 << 10;    // values of A packed at a time: they stay in L2
-inline constexpr index_t kRightSize = 512 << 10;  // values of B kept packed: 2 MiB of L3
-inline constexpr double kPackCost = 16;           // multiply-adds that take as long as packing one value
+inline constexpr index_t kDepth = 384;             // a panel of B and a block of A fit L1 together
+inline constexpr index_t kLeftSize = 80 << 10;     // values of A packed at a time: they stay in L2
+inline constexpr index_t kRightSize = 512 << 10;   // values of B kept packed: 2 MiB of L3
+inline constexpr index_t kShallow = 128;           // up to this depth writing C is what takes the time
+inline constexpr index_t kShallowSize = 64 << 10;  // values of B kept packed then: they stay in L2
+inline constexpr double kPackCost = 16;            // multiply-adds that take as long as packing one value
 
 template <class S, class A = acc_t<S>>
 void pack_left(const Matrix<S>& a, index_t row, int mr, index_t k, index_t depth, A* out) {
@@ -89,8 +91,9 @@ class Gemm {
     index_t own_blocks = ceil_div(blocks.count, grid_rows), own_panels = ceil_div(ceil_div(columns, P), grid_columns);
     group = std::clamp<index_t>(kLeftSize / (slab * kMaxTileRows), 1, own_blocks);
     group = ceil_div(own_blocks, ceil_div(own_blocks, group));
-    keep = own_blocks > group;
-    chunk = keep ? std::clamp<index_t>(kRightSize / (slab * P), 1, own_panels) : own_panels;
+    shallow = slab <= kShallow;
+    keep = own_blocks > group || shallow;
+    chunk = keep ? std::clamp<index_t>((shallow ? kShallowSize : kRightSize) / (slab * P), 1, own_panels) : own_panels;
     left_size = group * kMaxTileRows * slab;
     right_size = (keep ? chunk : 1) * slab * P;
     left = job.take<A>(threads * left_size);
@@ -130,12 +133,16 @@ class Gemm {
     index_t d = std::min(slab, depth - k), top = blocks.begin(i.begin);
     for (index_t m = i.begin; m < i.end; ++m)
       pack_left(a, blocks.begin(m), blocks.height(m), k, d, pa + (blocks.begin(m) - top) * d);
+    auto panel = [&](index_t n) { return pb + (keep ? n - j.begin : 0) * d * P; };
+    auto tiles = [&](index_t m, index_t n) {
+      block(blocks.begin(m), blocks.height(m), n, pa + (blocks.begin(m) - top) * d, panel(n), k, d);
+    };
     for (index_t n = j.begin; n < j.end; ++n) {
-      A* panel = pb + (keep ? n - j.begin : 0) * d * P;
-      if (first) pack_right(b, n * P, std::min<index_t>(P, columns - n * P), k, d, panel);
-      for (index_t m = i.begin; m < i.end; ++m)
-        block(blocks.begin(m), blocks.height(m), n, pa + (blocks.begin(m) - top) * d, panel, k, d);
+      if (first) pack_right(b, n * P, std::min<index_t>(P, columns - n * P), k, d, panel(n));
+      for (index_t m = i.begin; !shallow && m < i.end; ++m) tiles(m, n);
     }
+    for (index_t m = i.begin; shallow && m < i.end; ++m)  // rows of C from end to end
+      for (index_t n = j.begin; n < j.end; ++n) tiles(m, n);
   }
 
   void block(index_t row, int mr, index_t j, const A* pa, const A* pb, index_t k, index_t d) {
@@ -158,58 +165,11 @@ class Gemm {
   }
 
   int grid_rows = 1, grid_columns = 1;
-  bool keep = false;  // whether packed panels are needed again by the next group
+  bool keep = false;     // whether packed panels are needed again by the next group
+  bool shallow = false;  // whether C is written row by row
   index_t slab = 0, group = 0, chunk = 0, left_size = 0, right_size = 0;
   A *left = nullptr, *right = nullptr;
 };
-
-// Few rows times a matrix stored [depth, columns], read in place: out[m][j] = sum_k a[k][m] w[k][j] over
-// `columns` columns, a packed k-major.
-template <int MR, int NV, class W, class A = acc_t<W>>
-SEQKERN_INLINE void row_tile(const A* a, const W* w, index_t ldw, index_t depth, A* out, index_t ldo, int last) {
-  constexpr int L = kLanes<A>;
-  Vec<A> acc[MR][NV] = {};
-  auto step = [&](auto read_last) {
-    for (index_t k = 0; k < depth; ++k, a += MR, w += ldw) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        Vec<A> wv = v + 1 < NV ? load(w + v * L) : read_last(w + v * L);
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) acc[m][v] = splat(a[m]) * wv + acc[m][v];
-      }
-    }
-  };
-  if (last == L) step([](const W* p) { return load(p); });
-  else step([last](const W* p) { return load_n(p, last); });
-  for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) store_n(out + m * ldo + v * L, acc[m][v], v + 1 < NV ? L : last);
-}
-
-template <int MR, class W, class A = acc_t<W>>
-void row_product(const A* a, const W* w, index_t ldw, index_t depth, index_t columns, A* out, index_t ldo) {
-  constexpr int L = kLanes<A>;
-  constexpr int kWide = (kVecRegisters == 32 ? 16 : 8) / (MR == 1 ? 2 : MR);
-  index_t j = 0;
-  auto go = [&]<int NV>() {
-    while (columns - j > (NV - 1) * L) {
-      int last = int(std::min<index_t>(L, columns - j - (NV - 1) * L));
-      row_tile<MR, NV>(a, w + j, ldw, depth, out + j, ldo, last);
-      j += NV * L;
-    }
-  };
-  go.template operator()<kWide>();
-  if constexpr (kWide > 4) go.template operator()<4>();
-  if constexpr (kWide > 2) go.template operator()<2>();
-  go.template operator()<1>();
-}
-
-template <class W, class A = acc_t<W>>
-void row_product(index_t rows, const A* a, const W* w, index_t ldw, index_t depth, index_t columns, A* out,
-                 index_t ldo) {
-  if (rows == 1) row_product<1>(a, w, ldw, depth, columns, out, ldo);
-  if (rows == 2) row_product<2>(a, w, ldw, depth, columns, out, ldo);
-  if (rows == 3) row_product<3>(a, w, ldw, depth, columns, out, ldo);
-}
 
 }  // namespace seqkern::SEQKERN_ISA
 

@@ -16,10 +16,12 @@ struct GruForwardBase {
   static constexpr int kGates = 3;
   const RecurrentForward& p;
 
-  SEQKERN_INLINE V h_prev(Site at) const {
+  template <class At>
+  SEQKERN_INLINE V h_prev(At at) const {
     return load_n(static_cast<const T*>(p.h_n) + at.n * p.hidden_size + at.u, at.lanes);
   }
-  SEQKERN_INLINE void save(Site at, int gate, V v, bool on) const {
+  template <class At>
+  SEQKERN_INLINE void save(At at, int gate, V v, bool on) const {
     if (!p.gates) return;
     index_t at_gate = ((at.t * p.batch + at.n) * 3 + gate) * p.hidden_size + at.u;
     store_n(static_cast<A*>(p.gates) + at_gate, on ? v : V{}, at.lanes);
@@ -35,10 +37,11 @@ struct GruForwardCell : GruForwardBase<T> {
 
   explicit GruForwardCell(const RecurrentForward& params) : GruForwardBase<T>{params} {}
   void take(Job&) {}
-  SEQKERN_INLINE V operator()(Site at, const V (&sum)[3], const A* h, index_t block, bool on) const {
+  template <class At>
+  SEQKERN_INLINE V operator()(At at, const V (&sum)[3], const A* h, index_t block, bool on) const {
     index_t H = p.hidden_size;
     V q = load(h + 2 * block) + load_or_zero(static_cast<const A*>(p.bias_hh), 2 * H + at.u, at.lanes);
-    V r = sigmoid(sum[0] + load(h)), z = sigmoid(sum[1] + load(h + block)), n = tanh(sum[2] + r * q);
+    V r = gate(sum[0] + load(h)), z = gate(sum[1] + load(h + block)), n = tanh(sum[2] + r * q);
     this->save(at, 0, r, on);
     this->save(at, 1, z, on);
     this->save(at, 2, n, on);
@@ -57,14 +60,16 @@ struct GruResetFirstForwardCell : GruForwardBase<T> {
 
   explicit GruResetFirstForwardCell(const RecurrentForward& params) : GruForwardBase<T>{params} {}
   void take(Job& job) { update = job.take<A>(p.batch * p.hidden_size); }
-  SEQKERN_INLINE V early(Site at, const V (&sum)[3], const A* h, index_t block, bool on) const {
-    V r = sigmoid(sum[0] + load(h)), z = sigmoid(sum[1] + load(h + block));
+  template <class At>
+  SEQKERN_INLINE V early(At at, const V (&sum)[3], const A* h, index_t block, bool on) const {
+    V r = gate(sum[0] + load(h)), z = gate(sum[1] + load(h + block));
     this->save(at, 0, r, on);
     this->save(at, 1, z, on);
     store_n(update + at.n * p.hidden_size + at.u, z, at.lanes);
     return r * this->h_prev(at);
   }
-  SEQKERN_INLINE V late(Site at, V sum, bool on) const {
+  template <class At>
+  SEQKERN_INLINE V late(At at, V sum, bool on) const {
     V n = tanh(sum);
     this->save(at, 2, n, on);
     return gru_blend(load_n(update + at.n * p.hidden_size + at.u, at.lanes), n, this->h_prev(at));
@@ -83,12 +88,17 @@ struct GruBackwardBase {
   void take(Job&) {}
   void start(index_t, index_t, int) const {}
   void finish(index_t, index_t) const {}
-  V output(Site) const { return V{}; }
-  SEQKERN_INLINE V gate(Site at, int g) const {
+  template <class At>
+  V output(At) const {
+    return V{};
+  }
+  template <class At>
+  SEQKERN_INLINE V gate(At at, int g) const {
     index_t at_gate = ((at.t * p.batch + at.n) * 3 + g) * p.hidden_size + at.u;
     return load_n(static_cast<const A*>(p.gates) + at_gate, at.lanes);
   }
-  SEQKERN_INLINE V h_prev(Site at) const {
+  template <class At>
+  SEQKERN_INLINE V h_prev(At at) const {
     index_t H = p.hidden_size, length = p.lengths ? p.lengths[at.n] : p.seq_len;
     bool first = p.reverse ? at.t + 1 >= length : at.t == 0;
     if (first) return load_or_zero(static_cast<const T*>(p.h0), at.n * H + at.u, at.lanes);
@@ -104,7 +114,8 @@ struct GruBackwardCell : GruBackwardBase<T> {
   static constexpr int kSums = 4, kLate = 0;
   explicit GruBackwardCell(const RecurrentBackward& params) : GruBackwardBase<T>{params} {}
 
-  SEQKERN_INLINE V operator()(Site at, V dh, V (&d)[4]) const {
+  template <class At>
+  SEQKERN_INLINE V operator()(At at, V dh, V (&d)[4]) const {
     const auto& p = this->p;
     V r = this->gate(at, 0);
     auto g = gru_blend_backward(dh, this->gate(at, 1), this->gate(at, 2), this->h_prev(at));
@@ -123,14 +134,16 @@ struct GruResetFirstBackwardCell : GruBackwardBase<T> {
   static constexpr int kSums = 3, kLate = 1;
   explicit GruResetFirstBackwardCell(const RecurrentBackward& params) : GruBackwardBase<T>{params} {}
 
-  SEQKERN_INLINE V operator()(Site at, V dh, V (&d)[3]) const {
+  template <class At>
+  SEQKERN_INLINE V operator()(At at, V dh, V (&d)[3]) const {
     auto g = gru_blend_backward(dh, this->gate(at, 1), this->gate(at, 2), this->h_prev(at));
     d[1] = g.z;
     d[2] = g.n;
     return g.h_prev;
   }
   // From the gradient of r h: that of r's sum and of h; `reset` is r h itself.
-  SEQKERN_INLINE V reset(Site at, V d_reset_h, V& dr, V& reset) const {
+  template <class At>
+  SEQKERN_INLINE V reset(At at, V d_reset_h, V& dr, V& reset) const {
     V r = this->gate(at, 0), h = this->h_prev(at);
     dr = logistic_backward(d_reset_h * h, r);
     reset = r * h;

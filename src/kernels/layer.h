@@ -5,6 +5,8 @@
 // per call and multiplied in register tiles (tile.h), or on the matrix unit where mode and sizes ask for it
 // (tile_layer.h).
 #pragma once
+#include <type_traits>
+
 #include "cpu/thread_pool.h"
 #include "dot.h"
 #include "seqkern/recurrent.h"
@@ -25,8 +27,9 @@ index_t unit_block(index_t batch) {
 }
 
 // The left factor of a product, [rows, depth], written unit by unit and read by every thread. Packed: blocks
-// of rows, k-major. In place: rows padded so that they do not share cache sets.
-template <class A>
+// of rows, k-major. Otherwise: rows, split where W is bf16 (split_place), padded so that they do not
+// share cache sets.
+template <class A, class W = A>
 struct Operand {
   index_t rows, depth;
   bool packed;
@@ -37,19 +40,29 @@ struct Operand {
       : rows(rows_), depth(depth_), packed(packs(rows_) && !parts), tiles{rows, depth, parts} {}
   void take(Job& job) {
     data = job.take<A>(size());
+    clear_gaps();
     if (tiles.parts) tiles.take(job);
   }
-  index_t stride() const { return round_up(depth, 16) + 16; }
+  index_t stride() const { return round_up(depth, kDotStep<W> > 16 ? kDotStep<W> : 16) + 16; }
   index_t size() const { return packed ? rows * depth : rows * stride(); }
   RowBlocks blocks() const { return RowBlocks(rows); }
+  bool split() const { return kDotParts<W> > 1 && !packed && !tiles.parts; }
+  void clear_gaps() const {
+    if (split()) std::memset(data, 0, std::size_t(size()) * sizeof(A));
+  }
 
   // values k .. k+n of one row
-  SEQKERN_INLINE void put(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, int n) const {
+  template <class Lanes>
+  SEQKERN_INLINE void put(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, Lanes n) const {
     if constexpr (std::is_same_v<A, float>)
       if (tiles.parts) tiles.put(row, k, v, n);
-    if (!packed) return store_n(data + row * stride() + k, v, n);
+    if (!packed && !split()) return store_n(data + row * stride() + k, v, n);
     A flat[kLanes<A>];
     store(flat, v);
+    if (!packed) {
+      for (int j = 0; j < n; ++j) data[row * stride() + split_place<W>(k + j)] = flat[j];
+      return;
+    }
     A* out = data + block_begin * depth + k * height + (row - block_begin);
     if (n == kLanes<A>) {
 #pragma GCC unroll 16
@@ -107,11 +120,11 @@ struct GateWeight {
                         return sum;
                       });
   }
-  // ... or from rows in place.
+  // ... or from rows in place, split where W is bf16.
   template <class S>
   SEQKERN_INLINE void dot(const S* a, index_t lda, index_t count, index_t b, int first, int last, A* out) const {
     for (int g = first; g < last; ++g)
-      dot_product(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
+      dot_blocks<(kDotParts<W> > 1)>(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
   }
 };
 
@@ -122,6 +135,21 @@ template <class T>
 SEQKERN_INLINE Vec<acc_t<T>> load_or_zero(const T* p, index_t offset, int n) {
   return p ? load_n(p + offset, n) : Vec<acc_t<T>>{};
 }
+
+// f(lanes) with what is left of a row at a register: a constant where the register is whole, because a masked store
+// costs many times a plain one (Zen).
+template <class A, class F>
+SEQKERN_INLINE void with_lanes(index_t left, F f) {
+  if (left >= kLanes<A>) f(std::integral_constant<int, kLanes<A>>());
+  else f(int(left));
+}
+
+// Where a cell stands: row n of step t, units [u, u + lanes).
+template <class Lanes>
+struct Site {
+  index_t t, n, u;
+  Lanes lanes;
+};
 
 // Multiply-adds a thread should have before it is worth waking.
 inline constexpr double kThreadGrain = 1.0e5;

@@ -12,6 +12,7 @@
 #pragma once
 #include "gemm.h"
 #include "layer_forward.h"
+#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 
@@ -107,16 +108,16 @@ class BackwardLayer {
     }
     TileScope scope{bool(split)};
     auto dh_n = static_cast<const T*>(p.dh_n);
-    for_units(own_state, S, [&](index_t n, index_t, int, index_t u, int lanes) {
+    for_units(own_state, S, [&](index_t n, index_t, int, index_t u, auto lanes) {
       store_n(dstate + n * S + u, load_or_zero(dh_n, n * S + u, lanes), lanes);
     });
-    for_units(own, H, [&](index_t n, index_t, int, index_t u, int lanes) { cell.start(n, u, lanes); });
+    for_units(own, H, [&](index_t n, index_t, int, index_t u, auto lanes) { cell.start(n, u, lanes); });
     index_t begin = std::min(own.begin * block, H), end = std::min(own.end * block, H);
     for (int g = 0; g < X; ++g) std::fill(dbias + g * H + begin, dbias + g * H + end, A{});
     for (index_t s = p.seq_len; s-- > 0;) step(s, rank, own, own_state, barrier);
     barrier.wait();
     if (p.dh0)
-      for_units(own_state, S, [&](index_t n, index_t, int, index_t u, int lanes) {
+      for_units(own_state, S, [&](index_t n, index_t, int, index_t u, auto lanes) {
         store_n(static_cast<T*>(p.dh0) + n * S + u, load_n(dstate + n * S + u, lanes), lanes);
       });
     cell.finish(begin, end);
@@ -138,7 +139,7 @@ class BackwardLayer {
     for (index_t i = 0; i < blocks.count; ++i)
       for (index_t n = blocks.begin(i); n < blocks.begin(i + 1); ++n)
         for (index_t u = own.begin * block; u < std::min(own.end * block, units); u += L)
-          f(n, blocks.begin(i), blocks.height(i), u, int(std::min<index_t>(L, units - u)));
+          with_lanes<A>(units - u, [&](auto lanes) { f(n, blocks.begin(i), blocks.height(i), u, lanes); });
   }
 
   // f(row, begin and height of its block, unit, lanes, value) over own columns of a W.
@@ -150,10 +151,9 @@ class BackwardLayer {
       if (u0 >= u1) return;
       row_product(N, a.data, w.raw + u0, w.columns, w.depth, u1 - u0, out, u1 - u0);
       for (index_t n = 0; n < N; ++n)
-        for (index_t u = u0; u < u1; u += L) {
-          int lanes = int(std::min<index_t>(L, u1 - u));
-          f(n, 0, int(N), u, lanes, load_n(out + n * (u1 - u0) + u - u0, lanes));
-        }
+        for (index_t u = u0; u < u1; u += L)
+          with_lanes<A>(u1 - u,
+                        [&](auto lanes) { f(n, 0, int(N), u, lanes, load_n(out + n * (u1 - u0) + u - u0, lanes)); });
       return;
     }
     if constexpr (std::is_same_v<A, float>)
@@ -166,8 +166,9 @@ class BackwardLayer {
                          kPanel<A>, false);
         for (int m = 0; m < blocks.height(r); ++m)
           for (index_t u = b * block; u < std::min((b + 1) * block, w.columns); u += L)
-            f(begin + m, begin, blocks.height(r), u, int(std::min<index_t>(L, w.columns - u)),
-              load(out + m * kPanel<A> + u - b * block));
+            with_lanes<A>(w.columns - u, [&](auto lanes) {
+              f(begin + m, begin, blocks.height(r), u, lanes, load(out + m * kPanel<A> + u - b * block));
+            });
       }
     }
   }
@@ -201,20 +202,20 @@ class BackwardLayer {
     bool backwards = s & 1;
     auto dy = static_cast<const T*>(p.dy);
 
-    auto dh_of = [&](index_t n, index_t u, int lanes) {
+    auto dh_of = [&](index_t n, index_t u, auto lanes) {
       return load_n(dstate + n * S + u, lanes) + load_or_zero(dy, (t * N + n) * S + u, lanes);
     };
-    auto through_cell = [&](index_t n, index_t begin, int height, index_t u, int lanes, V dh, bool on) {
+    auto through_cell = [&](index_t n, index_t begin, int height, index_t u, auto lanes, V dh, bool on) {
       V d[X] = {};
       V direct{};
-      Site at{t, n, u, lanes};
+      Site<decltype(lanes)> at{t, n, u, lanes};
       if (on) direct = cell(at, dh, d);
-      keep(at, d, begin, height, gates, on);
+      keep(at, d, begin, height, gates);
       return direct;
     };
 
     if (p.proj_size) {
-      for_units(own_state, S, [&](index_t n, index_t begin, int height, index_t u, int lanes) {
+      for_units(own_state, S, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
         bool on = active(p.lengths, n, t);
         V dh = on ? dh_of(n, u, lanes) : V{};
         store_n(dprojected + (t * N + n) * S + u, dh, lanes);
@@ -223,13 +224,14 @@ class BackwardLayer {
       });
       barrier.wait();
       products_of(late, before, own, !backwards, out,
-                  [&](index_t n, index_t begin, int height, index_t u, int lanes, V dh) {
+                  [&](index_t n, index_t begin, int height, index_t u, auto lanes, V dh) {
                     bool on = active(p.lengths, n, t);
-                    store_n(unprojected + (t * N + n) * H + u, on ? cell.output({t, n, u, lanes}) : V{}, lanes);
+                    store_n(unprojected + (t * N + n) * H + u,
+                            on ? cell.output(Site<decltype(lanes)>{t, n, u, lanes}) : V{}, lanes);
                     through_cell(n, begin, height, u, lanes, dh, on);
                   });
     } else {
-      for_units(own, H, [&](index_t n, index_t begin, int height, index_t u, int lanes) {
+      for_units(own, H, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
         bool on = active(p.lengths, n, t);
         V direct = through_cell(n, begin, height, u, lanes, dh_of(n, u, lanes), on);
         if (on) store_n(dstate + n * S + u, direct, lanes);
@@ -238,8 +240,8 @@ class BackwardLayer {
     if constexpr (Cell::kLate) {
       barrier.wait();
       products_of(late, before, own, !backwards, out,
-                  [&](index_t n, index_t begin, int height, index_t u, int lanes, V d_reset_h) {
-                    Site at{t, n, u, lanes};
+                  [&](index_t n, index_t begin, int height, index_t u, auto lanes, V d_reset_h) {
+                    Site<decltype(lanes)> at{t, n, u, lanes};
                     V direct{}, dr{}, reset{};
                     if (active(p.lengths, n, t)) direct = cell.reset(at, d_reset_h, dr, reset);
                     store_n(reset_h + (t * N + n) * H + u, reset, lanes);
@@ -249,25 +251,26 @@ class BackwardLayer {
                   });
     }
     barrier.wait();
-    products_of(gates, hidden, own_state, backwards, out, [&](index_t n, index_t, int, index_t u, int lanes, V dh) {
+    products_of(gates, hidden, own_state, backwards, out, [&](index_t n, index_t, int, index_t u, auto lanes, V dh) {
       A* to = dstate + n * S + u;
       store_n(to, load_n(to, lanes) + dh, lanes);
     });
   }
 
-  SEQKERN_INLINE void keep_gate(Site at, int g, V d) {
+  template <class At>
+  SEQKERN_INLINE void keep_gate(At at, int g, V d) {
     store_n(dgates + ((at.t * N + at.n) * X + g) * H + at.u, d, at.lanes);
     A* sum = dbias + g * H + at.u;
     store_n(sum, load_n(sum, at.lanes) + d, at.lanes);
   }
 
   // Gate gradients into the record for the weight gradients, the bias sums and the operand of W_hh.
-  SEQKERN_INLINE void keep(Site at, const V (&d)[X], index_t begin, int height, const Operand<A>& gates, bool on) {
+  template <class At>
+  SEQKERN_INLINE void keep(At at, const V (&d)[X], index_t begin, int height, const Operand<A>& gates) {
     for (int g = Cell::kLate; g < X; ++g) keep_gate(at, g, d[g]);
     for (int g = Cell::kLate; g < kEarly; ++g)
       gates.put(at.n, begin, height, g * H + at.u, g == G - 1 ? d[X - 1] : d[g], at.lanes);
     if constexpr (Cell::kLate) late.put(at.n, begin, height, at.u, d[G - 1], at.lanes);
-    (void)on;
   }
 
   // dx, dW_ih, dW_hh, dW_hr: products over all steps.

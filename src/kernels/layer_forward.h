@@ -17,12 +17,6 @@
 
 namespace seqkern::SEQKERN_ISA {
 
-// Where a cell stands: row n of step t, units [u, u + lanes).
-struct Site {
-  index_t t, n, u;
-  int lanes;
-};
-
 template <class T, class W, class Cell>
 class ForwardLayer {
   using A = acc_t<T>;
@@ -44,12 +38,14 @@ class ForwardLayer {
         input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block},
         hidden{static_cast<const W*>(p.weight_hh), H, S, G, block},
         projection{static_cast<const W*>(p.weight_hr), S, H, 1, block},
-        state{Operand<A>(N, S, on_tiles() ? split.a : 0), Operand<A>(N, S, on_tiles() ? split.a : 0)},
-        full(N, H, on_tiles() ? inner.a : 0) {}
+        state{Operand<A, W>(N, S, on_tiles() ? split.a : 0), Operand<A, W>(N, S, on_tiles() ? split.a : 0)},
+        full(N, H, on_tiles() ? inner.a : 0),
+        single(p.seq_len == 1 && !packs(N)) {}
 
   void run() {
     if (N == 0 || S == 0) return;
     Job job;
+    odd = job.odd();
     int threads = threads_for(double(p.seq_len) * double(N * G * H) * double(p.input_size + S), kThreadGrain);
     threads = int(std::min<index_t>(threads, std::max<index_t>(hidden.blocks(), 1)));
     take(job, threads);
@@ -75,6 +71,11 @@ class ForwardLayer {
       if (p.proj_size) projection.take(job, parts);
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
+    } else if (kDotParts<W> > 1) {
+      split_x = Operand<A, W>(chunk * N, p.input_size);
+      split_x.packed = false;
+      split_x.data = job.take<A>(threads * split_x.size());
+      std::memset(split_x.data, 0, std::size_t(threads * split_x.size()) * sizeof(A));
     }
     products = job.take<A>(threads * N * G * block);
     if (p.proj_size || Cell::kLate) full.take(job);
@@ -92,7 +93,7 @@ class ForwardLayer {
     start(own, own_state);
     barrier.wait();
     for (index_t s = 0; s < p.seq_len; ++s) {
-      if (s % chunk == 0) project_input(s, std::min(chunk, p.seq_len - s), rank, own);
+      if (s % chunk == 0 && !single) project_input(s, std::min(chunk, p.seq_len - s), rank, own);
       step(s, rank, own, own_state, barrier);
     }
   }
@@ -100,24 +101,24 @@ class ForwardLayer {
   index_t time(index_t s) const { return p.reverse ? p.seq_len - 1 - s : s; }
 
   void start(Range own, Range own_state) {
-    for_rows(own_state, S, [&](index_t n, index_t begin, int height, index_t u, int lanes) {
+    for_rows(own_state, S, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
       V h = load_or_zero(static_cast<const T*>(p.h0), n * S + u, lanes);
       store_n(h_n() + n * S + u, h, lanes);
       state[0].put(n, begin, height, u, h, lanes);
     });
     if (p.c_n)
-      for_rows(own, H, [&](index_t n, index_t, int, index_t u, int lanes) {
+      for_rows(own, H, [&](index_t n, index_t, int, index_t u, auto lanes) {
         store_n(static_cast<A*>(p.c_n) + n * H + u, load_or_zero(static_cast<const A*>(p.c0), n * H + u, lanes), lanes);
       });
     auto b_ih = static_cast<const A*>(p.bias_ih), b_hh = static_cast<const A*>(p.bias_hh);
     for (index_t b = own.begin; b < own.end; ++b)
       for (int g = 0; g < G; ++g)
-        for (index_t j = 0; j < block; ++j) {
+        for (index_t j = 0; j < block; j += L) {
           index_t u = b * block + j;
-          A sum = 0;
-          if (u < H && b_ih) sum += b_ih[g * H + u];
-          if (u < H && b_hh && g < Cell::kFolded) sum += b_hh[g * H + u];
-          bias[(b * G + g) * block + j] = sum;
+          int lanes = int(std::clamp<index_t>(H - u, 0, L));
+          V sum = load_or_zero(b_ih, g * H + u, lanes);
+          if (g < Cell::kFolded) sum = sum + load_or_zero(b_hh, g * H + u, lanes);
+          store(bias + (b * G + g) * block + j, sum);
         }
   }
 
@@ -128,17 +129,35 @@ class ForwardLayer {
     for (index_t i = 0; i < blocks.count; ++i)
       for (index_t n = blocks.begin(i); n < blocks.begin(i + 1); ++n)
         for (index_t u = own.begin * block; u < std::min(own.end * block, units); u += L)
-          f(n, blocks.begin(i), blocks.height(i), u, int(std::min<index_t>(L, units - u)));
+          with_lanes<A>(units - u, [&](auto lanes) { f(n, blocks.begin(i), blocks.height(i), u, lanes); });
+  }
+
+  // Rows of x as few rows are multiplied: where they lie, or split where W is bf16.
+  struct FewRows {
+    const std::conditional_t<kDotParts<W> == 1, T, A>* data;
+    index_t stride;
+  };
+  FewRows few_rows(index_t s, index_t count, int rank) const {
+    if constexpr (kDotParts<W> == 1) return {x_of(s, count), p.input_size};
+    else {
+      A* rows = split_x.data + rank * split_x.size();
+      split_rows<W>(count * N, x_of(s, count), p.input_size, rows, split_x.stride());
+      return {rows, split_x.stride()};
+    }
+  }
+  const T* x_of(index_t s, index_t count) const {
+    return static_cast<const T*>(p.x) + (p.reverse ? p.seq_len - s - count : s) * N * p.input_size;
   }
 
   // gate_sums[block][step row][gate][unit] = x W_ih' for steps s .. s + count.
   void project_input(index_t s, index_t count, int rank, Range own) {
     index_t I = p.input_size, rows = count * N;
-    const T* x = static_cast<const T*>(p.x) + (p.reverse ? p.seq_len - s - count : s) * N * I;
     if (!packs(N)) {
-      for (index_t b = own.begin; b < own.end; ++b) input.dot(x, I, rows, b, 0, G, sums(b, 0));
+      FewRows x = few_rows(s, count, rank);
+      for (index_t b = own.begin; b < own.end; ++b) input.dot(x.data, x.stride, rows, b, 0, G, sums(b, 0));
       return;
     }
+    const T* x = x_of(s, count);
     if (on_tiles()) return project_tiles(x, rows, rank, own);
     A* packed = packed_x + rank * chunk * N * I;
     RowBlocks blocks(rows);
@@ -167,8 +186,8 @@ class ForwardLayer {
   // f(block of units, first row, rows) over own blocks and row blocks, each with gates [first, last) of
   // a W' in `out`; direction alternates with the step.
   template <class F>
-  SEQKERN_INLINE void products_of(const Operand<A>& a, const GateWeight<A, W>& w, Range own, bool backwards, int first,
-                                  int last, A* out, F f) {
+  SEQKERN_INLINE void products_of(const Operand<A, W>& a, const GateWeight<A, W>& w, Range own, bool backwards,
+                                  int first, int last, A* out, F f) {
     RowBlocks blocks(N);
     bool wide = a.tiles.parts && (sizeof(T) == sizeof(A) || &a == &full) && a.tiles.wide();
     for (index_t i = own.begin; i < own.end; ++i) {
@@ -201,20 +220,25 @@ class ForwardLayer {
     for (int r = 0; r < height; ++r) {
       const A* x = sums(b, first * N + begin + r);
       for (index_t j = 0; j < block && b * block + j < H; j += L)
-        f(Site{t, begin + r, b * block + j, int(std::min<index_t>(L, H - b * block - j))}, x + j,
-          out + r * G * block + j, bias + b * G * block + j);
+        with_lanes<A>(H - b * block - j, [&](auto lanes) {
+          f(Site<decltype(lanes)>{t, begin + r, b * block + j, lanes}, x + j, out + r * G * block + j,
+            bias + b * G * block + j);
+        });
     }
   }
   index_t chunk_steps(index_t s) const { return std::min(chunk, p.seq_len - s / chunk * chunk); }
 
   void step(index_t s, int rank, Range own, Range own_state, Barrier& barrier) {
-    const Operand<A>&now = state[s & 1], &next = state[(s + 1) & 1];
+    const Operand<A, W>&now = state[s & 1], &next = state[(s + 1) & 1];
     A* out = products + rank * N * G * block;
-    bool backwards = s & 1;
+    bool backwards = (s & 1) != odd;
     index_t t = time(s);
+    FewRows inputs{};
+    if (single) inputs = few_rows(s, 1, rank);
 
     products_of(now, hidden, own, backwards, 0, kEarly, out, [&](index_t b, index_t begin, int height) {
-      cells_of(s, b, begin, height, out, [&](Site at, const A* x, const A* h, const A* bias_at) {
+      if (single) input.dot(inputs.data, inputs.stride, N, b, 0, G, sums(b, 0));
+      cells_of(s, b, begin, height, out, [&](auto at, const A* x, const A* h, const A* bias_at) {
         V sum[G];
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) sum[g] = load(x + g * block) + load(bias_at + g * block);
@@ -231,7 +255,7 @@ class ForwardLayer {
     if (Cell::kLate || p.proj_size) barrier.wait();
     if constexpr (Cell::kLate) {
       products_of(full, hidden, own, !backwards, kEarly, G, out, [&](index_t b, index_t begin, int height) {
-        cells_of(s, b, begin, height, out, [&](Site at, const A* x, const A* h, const A* bias_at) {
+        cells_of(s, b, begin, height, out, [&](auto at, const A* x, const A* h, const A* bias_at) {
           bool on = active(p.lengths, at.n, t);
           V sum = load(x + kEarly * block) + load(bias_at + kEarly * block) + load(h + kEarly * block);
           finish(at, begin, height, cell.late(at, sum, on), on, next);
@@ -240,17 +264,19 @@ class ForwardLayer {
     } else if (p.proj_size) {
       products_of(full, projection, own_state, !backwards, 0, 1, out, [&](index_t b, index_t begin, int height) {
         for (int r = 0; r < height; ++r)
-          for (index_t j = 0; j < block && b * block + j < S; j += L) {
-            Site at{t, begin + r, b * block + j, int(std::min<index_t>(L, S - b * block - j))};
-            finish(at, begin, height, load(out + r * block + j), active(p.lengths, at.n, t), next);
-          }
+          for (index_t j = 0; j < block && b * block + j < S; j += L)
+            with_lanes<A>(S - b * block - j, [&](auto lanes) {
+              Site<decltype(lanes)> at{t, begin + r, b * block + j, lanes};
+              finish(at, begin, height, load(out + r * block + j), active(p.lengths, at.n, t), next);
+            });
       });
     }
     barrier.wait();
   }
 
   // The new state of a row: into y, h_n and the operand of the next step. A row that is over keeps its state.
-  SEQKERN_INLINE void finish(Site at, index_t begin, int height, V h, bool on, const Operand<A>& next) {
+  template <class At>
+  SEQKERN_INLINE void finish(At at, index_t begin, int height, V h, bool on, const Operand<A, W>& next) {
     T* last = h_n() + at.n * S + at.u;
     if (p.y) store_n(static_cast<T*>(p.y) + (at.t * N + at.n) * S + at.u, on ? h : V{}, at.lanes);
     if (on) store_n(last, h, at.lanes);
@@ -264,7 +290,9 @@ class ForwardLayer {
   Parts split, inner;  // of x and h with W, of r h or the unprojected h with W
   index_t block;
   GateWeight<A, W> input, hidden, projection;
-  Operand<A> state[2], full;
+  Operand<A, W> state[2], full, split_x{0, 0};
+  bool single;       // one step of few rows: both weights are read once, block by block
+  bool odd = false;  // Job::odd
   index_t chunk = 1;
   A *bias = nullptr, *gate_sums = nullptr, *packed_x = nullptr, *products = nullptr;
   Half* tiled_x = nullptr;

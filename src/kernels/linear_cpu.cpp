@@ -5,6 +5,7 @@
 #include "gemm.h"
 #include "layer.h"
 #include "passes.h"
+#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {

@@ -22,12 +22,12 @@ SEQKERN_INLINE V lstm_cell(LstmGates<V>& a, V& c, const LstmPeephole<V>* peephol
     a.i = a.i + peephole->i * c;
     a.f = a.f + peephole->f * c;
   }
-  a.i = sigmoid(a.i);
-  a.f = sigmoid(a.f);
+  a.i = gate(a.i);
+  a.f = gate(a.f);
   a.g = tanh(a.g);
   c = a.f * c + a.i * a.g;
   if (peephole) a.o = a.o + peephole->o * c;
-  a.o = sigmoid(a.o);
+  a.o = gate(a.o);
   return a.o * tanh(c);
 }
 

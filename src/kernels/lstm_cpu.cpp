@@ -6,7 +6,7 @@ namespace seqkern::SEQKERN_ISA {
 namespace {
 
 template <class A>
-LstmPeephole<Vec<A>> load_peephole(const void* peephole, index_t hidden, index_t u, int lanes) {
+SEQKERN_INLINE LstmPeephole<Vec<A>> load_peephole(const void* peephole, index_t hidden, index_t u, int lanes) {
   auto p = static_cast<const A*>(peephole) + u;
   return {load_n(p, lanes), load_n(p + hidden, lanes), load_n(p + 2 * hidden, lanes)};
 }
@@ -19,7 +19,8 @@ struct LstmForwardCell {
   const RecurrentForward& p;
 
   void take(Job&) {}
-  SEQKERN_INLINE V operator()(Site at, const V (&sum)[4], const A* h, index_t block, bool on) const {
+  template <class At>
+  SEQKERN_INLINE V operator()(At at, const V (&sum)[4], const A* h, index_t block, bool on) const {
     index_t H = p.hidden_size, row = at.t * p.batch + at.n;
     LstmGates<V> a{sum[0] + load(h), sum[1] + load(h + block), sum[2] + load(h + 2 * block),
                    sum[3] + load(h + 3 * block)};
@@ -75,23 +76,32 @@ struct LstmBackwardCell {
         std::copy(dpeephole + g * H + begin, dpeephole + g * H + end, static_cast<A*>(p.dpeephole) + g * H + begin);
   }
 
-  index_t offset(Site at) const { return (at.t * p.batch + at.n) * p.hidden_size + at.u; }
+  template <class At>
+  SEQKERN_INLINE index_t offset(At at) const {
+    return (at.t * p.batch + at.n) * p.hidden_size + at.u;
+  }
 
   // h before the projection
-  SEQKERN_INLINE V output(Site at) const {
+  template <class At>
+  SEQKERN_INLINE V output(At at) const {
     V o = load_n(static_cast<const A*>(p.gates) + gate_offset(at, 3), at.lanes);
     return o * tanh(load_n(static_cast<const A*>(p.cells) + offset(at), at.lanes));
   }
-  index_t gate_offset(Site at, int g) const { return ((at.t * p.batch + at.n) * 4 + g) * p.hidden_size + at.u; }
+  template <class At>
+  SEQKERN_INLINE index_t gate_offset(At at, int g) const {
+    return ((at.t * p.batch + at.n) * 4 + g) * p.hidden_size + at.u;
+  }
 
-  SEQKERN_INLINE V previous_cell(Site at) const {
+  template <class At>
+  SEQKERN_INLINE V previous_cell(At at) const {
     index_t step = p.batch * p.hidden_size, length = p.lengths ? p.lengths[at.n] : p.seq_len;
     bool first = p.reverse ? at.t + 1 >= length : at.t == 0;
     if (first) return load_or_zero(static_cast<const A*>(p.c0), at.n * p.hidden_size + at.u, at.lanes);
     return load_n(static_cast<const A*>(p.cells) + offset(at) + (p.reverse ? step : -step), at.lanes);
   }
 
-  SEQKERN_INLINE V operator()(Site at, V dh, V (&d)[4]) const {
+  template <class At>
+  SEQKERN_INLINE V operator()(At at, V dh, V (&d)[4]) const {
     auto gates = static_cast<const A*>(p.gates);
     LstmGates<V> s{load_n(gates + gate_offset(at, 0), at.lanes), load_n(gates + gate_offset(at, 1), at.lanes),
                    load_n(gates + gate_offset(at, 2), at.lanes), load_n(gates + gate_offset(at, 3), at.lanes)};
@@ -112,7 +122,8 @@ struct LstmBackwardCell {
     d[0] = g.i, d[1] = g.f, d[2] = g.g, d[3] = g.o;
     return V{};
   }
-  SEQKERN_INLINE void add(int row, Site at, V v) const {
+  template <class At>
+  SEQKERN_INLINE void add(int row, At at, V v) const {
     A* to = dpeephole + row * p.hidden_size + at.u;
     store_n(to, load_n(to, at.lanes) + v, at.lanes);
   }

@@ -12,7 +12,8 @@ struct RnnForwardCell {
   const RecurrentForward& p;
 
   void take(Job&) {}
-  SEQKERN_INLINE Vec<A> operator()(Site, const Vec<A> (&sum)[1], const A* h, index_t, bool) const {
+  template <class At>
+  SEQKERN_INLINE Vec<A> operator()(At, const Vec<A> (&sum)[1], const A* h, index_t, bool) const {
     return rnn_cell(sum[0] + load(h), p.relu);
   }
 };
@@ -26,8 +27,12 @@ struct RnnBackwardCell {
   void take(Job&) {}
   void start(index_t, index_t, int) const {}
   void finish(index_t, index_t) const {}
-  Vec<A> output(Site) const { return Vec<A>{}; }
-  SEQKERN_INLINE Vec<A> operator()(Site at, Vec<A> dh, Vec<A> (&d)[1]) const {
+  template <class At>
+  Vec<A> output(At) const {
+    return Vec<A>{};
+  }
+  template <class At>
+  SEQKERN_INLINE Vec<A> operator()(At at, Vec<A> dh, Vec<A> (&d)[1]) const {
     auto y = static_cast<const T*>(p.y) + (at.t * p.batch + at.n) * p.hidden_size + at.u;
     d[0] = rnn_cell_backward(dh, load_n(y, at.lanes), p.relu);
     return Vec<A>{};

@@ -8,6 +8,13 @@
 
 namespace seqkern::SEQKERN_ISA {
 
+// e^r - 1 for |r| <= ln(2) / 2; in pairs of terms, for a Horner scheme is a chain longer than the CPU can overlap.
+template <class V>
+SEQKERN_INLINE V expm1_reduced(V r) {
+  V r2 = r * r, low = 1.666657627e-1f * r + 0.5f, high = 8.363205008e-3f * r + 4.166646302e-2f;
+  return r2 * (r2 * (1.393368817e-3f * r2 + high) + low) + r;
+}
+
 template <class V, class I>
 struct ExpParts {
   V expm1_r;  // e^r - 1
@@ -23,11 +30,7 @@ SEQKERN_INLINE ExpParts<V, I> exp_parts(V x, Low... low) {
   V whole = biased - kRound;
   V r = x - whole * 0.693359375f;
   r = (r + ... + low) + whole * 2.12194440e-4f;
-  V q = 1.393368817e-3f * r + 8.363205008e-3f;
-  q = q * r + 4.166646302e-2f;
-  q = q * r + 1.666657627e-1f;
-  q = q * r + 0.5f;
-  return {r + r * r * q, n};
+  return {expm1_reduced(r), n};
 }
 
 // Q(a) = 1 - Phi(a), the tail of the normal distribution, and its density phi(a), for a >= 0.

@@ -173,11 +173,45 @@ SEQKERN_INLINE Vec<float> load_n(const std::int8_t* p, int n) {
   return load(part);
 }
 
+// Twice as many bf16 values as a register has lanes, two to a lane; split_pairs widens the first of each pair and
+// the second, with one operation each.
+SEQKERN_INLINE VecU load_pairs(const bf16* p) {
+  VecU v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+#if defined(__AVX512F__)
+SEQKERN_INLINE VecU load_pairs_n(const bf16* p, int n) {
+  return bit_cast<VecU>(_mm512_maskz_loadu_epi16(__mmask32((std::uint64_t(1) << n) - 1), p));
+}
+#else
+SEQKERN_INLINE VecU load_pairs_n(const bf16* p, int n) { return load_part<VecU>(p, n); }
+#endif
+SEQKERN_INLINE void split_pairs(VecU v, Vec<float>& first, Vec<float>& second) {
+  first = bit_cast<Vec<float>>(v << 16);
+  second = bit_cast<Vec<float>>(v & 0xffff0000u);
+}
+
 // ---- lane arithmetic ----
 
+// One instruction where there is one, with the meaning of the comparison: b where either is NaN.
 template <class V>
 SEQKERN_INLINE V max(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm512_maskz_max_ps(__mmask16(-1), a, b);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm256_max_ps(a, b);
+#endif
   return a > b ? a : b;
+}
+template <class V>
+SEQKERN_INLINE V min(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm512_maskz_min_ps(__mmask16(-1), a, b);
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vec<float>>) return _mm256_min_ps(a, b);
+#endif
+  return a < b ? a : b;
 }
 
 // v * 2^n for whole n in [-252, 254]: right for subnormal results as well.
