@@ -45,7 +45,8 @@ def run(folder: Path, name: str, *args: str) -> str:
     "name",
     [
         "caption_shapes.py", "char_rnn.py", "date_rewriting.py", "digits_rows.py", "digits_vit.py",
-        "draw_from_vector.py", "forecast.py", "moving_objects.py", "tones.py", "word2vec_topics.py",
+        "draw_from_vector.py", "forecast.py", "moving_objects.py", "question_spans.py", "tones.py",
+        "word2vec_topics.py",
     ],
 )  # fmt: skip
 def test_help(name: str, tmp_path: Path) -> None:
@@ -87,6 +88,8 @@ def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
         ("caption_shapes.py", "of captions right", ["--pictures", "8"]),
         ("date_rewriting.py", "accuracy against length", ["--dates", "2", "--tests", "4"]),
         ("moving_objects.py", "counted right", []),
+        ("question_spans.py", "answers exactly right", []),
+        ("question_spans.py", "summaries exactly right", ["--task", "summary"]),
         ("tones.py", "held-out accuracy", []),
         ("word2vec_topics.py", "mean reciprocal rank", []),
     ],

@@ -1,4 +1,5 @@
-// The table of one instruction set; compiled once for each.
+// The table of one instruction set; compiled once for each. SEQKERN_OTHERS: whose kernels stand in where this one
+// has no path of its own.
 #include "kernel_table.h"
 
 #define SEQKERN_STRING_(x) #x
@@ -7,13 +8,26 @@
 namespace seqkern::SEQKERN_ISA {
 
 #define SEQKERN_DECLARE(name, Params) void name(const Params&);
-SEQKERN_KERNELS(SEQKERN_DECLARE)
+SEQKERN_TILE_KERNELS(SEQKERN_DECLARE)
+#ifndef SEQKERN_OTHERS
+SEQKERN_OTHER_KERNELS(SEQKERN_DECLARE)
+#define SEQKERN_OTHERS SEQKERN_ISA
+#else
+}  // namespace seqkern::SEQKERN_ISA
+namespace seqkern::SEQKERN_OTHERS {
+SEQKERN_OTHER_KERNELS(SEQKERN_DECLARE)
+}  // namespace seqkern::SEQKERN_OTHERS
+namespace seqkern::SEQKERN_ISA {
+#endif
 #undef SEQKERN_DECLARE
 
 extern const KernelTable kernels;
 const KernelTable kernels = {SEQKERN_STRING(SEQKERN_ISA),
 #define SEQKERN_ENTRY(name, Params) name,
-                             SEQKERN_KERNELS(SEQKERN_ENTRY)
+                             SEQKERN_TILE_KERNELS(SEQKERN_ENTRY)
+#undef SEQKERN_ENTRY
+#define SEQKERN_ENTRY(name, Params) SEQKERN_OTHERS::name,
+                                 SEQKERN_OTHER_KERNELS(SEQKERN_ENTRY)
 #undef SEQKERN_ENTRY
 };
 

@@ -14,18 +14,21 @@
 #include "seqkern/rope.h"
 #include "seqkern/softmax.h"
 
-#define SEQKERN_KERNELS(X)                        \
-  X(rnn_forward, RecurrentForward)                \
-  X(rnn_backward, RecurrentBackward)              \
-  X(lstm_forward, RecurrentForward)               \
-  X(lstm_backward, RecurrentBackward)             \
-  X(gru_forward, RecurrentForward)                \
-  X(gru_backward, RecurrentBackward)              \
-  X(linear_forward, LinearForward)                \
-  X(linear_backward, LinearBackward)              \
+// Those with a path of their own on a matrix unit (simd/tiles.h).
+#define SEQKERN_TILE_KERNELS(X)       \
+  X(rnn_forward, RecurrentForward)    \
+  X(rnn_backward, RecurrentBackward)  \
+  X(lstm_forward, RecurrentForward)   \
+  X(lstm_backward, RecurrentBackward) \
+  X(gru_forward, RecurrentForward)    \
+  X(gru_backward, RecurrentBackward)  \
+  X(linear_forward, LinearForward)    \
+  X(linear_backward, LinearBackward)  \
+  X(linear_int8, LinearInt8)
+
+#define SEQKERN_OTHER_KERNELS(X)                  \
   X(attention_forward, AttentionForward)          \
   X(attention_backward, AttentionBackward)        \
-  X(linear_int8, LinearInt8)                      \
   X(softmax_forward, SoftmaxForward)              \
   X(softmax_backward, SoftmaxBackward)            \
   X(cross_entropy_forward, CrossEntropyForward)   \
@@ -52,6 +55,8 @@
   X(map, Map)                                     \
   X(probe_fma, Probe)                             \
   X(probe_read, Probe)
+
+#define SEQKERN_KERNELS(X) SEQKERN_TILE_KERNELS(X) SEQKERN_OTHER_KERNELS(X)
 
 namespace seqkern {
 
