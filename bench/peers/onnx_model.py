@@ -75,7 +75,7 @@ def exported_model(task: ModelTask) -> bytes:
     """A torch module as torch exports it: input `x`, first output what `zoo.first_array` takes."""
     import torch
 
-    class First(torch.nn.Module):
+    class First(torch.nn.Module):  # type: ignore[misc]  # without torch it is Any
         def __init__(self) -> None:
             super().__init__()
             self.module = zoo.torch_module(task.model)
