@@ -20,9 +20,9 @@ from .session import Options, Session
 
 @dataclass(frozen=True)
 class Family:
-    """A group of rows: `module` has `run(session)`; None for what seqkern does not have yet."""
+    """A group of rows: `module` has `run(session)`."""
 
-    module: str | None
+    module: str
     summary: str
 
 
@@ -107,9 +107,6 @@ def options_from(arguments: argparse.Namespace) -> Options:
     """The checked options; UsageError says what is wrong with one."""
     families = tuple(arguments.families) or _default_families(arguments.quick)
     _check_names("family", families, FAMILIES)
-    absent = [name for name in families if FAMILIES[name].module is None]
-    if absent:
-        raise UsageError(f"seqkern has no {' or '.join(absent)} to measure yet")
     modes = _names(arguments.modes)
     _check_names("mode", modes, MODES)
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
@@ -131,7 +128,7 @@ def options_from(arguments: argparse.Namespace) -> Options:
 
 
 def _default_families(quick: bool) -> tuple[str, ...]:
-    return ("rnn",) if quick else tuple(n for n, f in FAMILIES.items() if f.module is not None)
+    return ("rnn",) if quick else tuple(FAMILIES)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -194,7 +191,7 @@ def run(options: Options) -> int:
     print_header(session)
     try:
         for name in options.families:
-            importlib.import_module(str(FAMILIES[name].module), __package__).run(session)
+            importlib.import_module(FAMILIES[name].module, __package__).run(session)
     finally:
         writer.close()
         print_notes(session)

@@ -137,7 +137,6 @@ class TestBenchUsage:
         ("arguments", "message"),
         [
             (["nonsense"], "unknown family 'nonsense'; there are rnn"),
-            (["models"], "seqkern has no models to measure yet"),
             (["rnn", "--against", "tensorflow"], "unknown peer 'tensorflow'; there are torch"),
             (["rnn", "--modes", "fp8"], "unknown mode 'fp8'"),
             (["rnn", "--threads", "none"], "--threads must be a number from 1 or 'all'"),
