@@ -70,6 +70,10 @@ class SwinConfig:
     layer_norm_eps: float = 1e-5
     num_labels: int = 1000
 
+    def __post_init__(self) -> None:
+        if not self.depths or len(self.depths) != len(self.num_heads):
+            raise ValueError(f"depths and num_heads must be of one length, got {self.depths} and {self.num_heads}")
+
     @property
     def grid(self) -> Pair:
         """Rows and columns of patches in an image of image_size."""
@@ -150,8 +154,6 @@ class Swin(PretrainedModel):
 
     def __init__(self, config: SwinConfig, *, dtype: Any = np.float32, rng: Any = None) -> None:
         c = self.config = config
-        if not c.depths or len(c.depths) != len(c.num_heads):
-            raise ValueError(f"depths and num_heads must be of one length, got {c.depths} and {c.num_heads}")
         self.embeddings = SwinEmbeddings(c, dtype)
         self.stages = ModuleList(SwinStage(c, k, dtype=dtype) for k in range(len(c.depths)))
         width = c.embed_dim * 2 ** (len(c.depths) - 1)
