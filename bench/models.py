@@ -50,8 +50,7 @@ class ModelRow:
         if self.kind != "decode":
             return ()
         config = seqkern.models.GPT2Config()
-        positions = config.n_positions * config.n_embd
-        size = (zoo.parameter_count(self.model) - positions) * itemsize
+        size = (config.count_parameters() - config.n_positions * config.n_embd) * itemsize
         return (Read(size, size),)
 
 

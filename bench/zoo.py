@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,14 +95,6 @@ def first_array(output: Any) -> Any:
         if getattr(output, name, None) is not None:
             return getattr(output, name)
     return output
-
-
-def parameter_count(model: str) -> int:
-    """Of the layer or of the model, a tied head counted once."""
-    if model == LAYER:
-        return 12 * 768 * 768 + 9 * 768 + 3072
-    config: Callable[[], Any] = getattr(seqkern.models, _HUGGING_FACE[model][2]).Config
-    return seqkern.models.count_parameters(config())
 
 
 def model_input(model: str, batch: int, length: int) -> Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from _training import draw_rows, parser, sequence_training
+from _training import Training, draw_rows, parser, sequence_training
 from seqkern import nn
 
 
@@ -28,15 +28,14 @@ def load() -> tuple[np.ndarray, np.ndarray]:
     return (digits.images[order] / 8 - 1).astype(np.float32), digits.target[order]
 
 
-def main() -> None:
-    options = parser(__doc__, steps=600, batch=64, plot="digits_rows.png")
-    options.add_argument("--bidirectional", action=argparse.BooleanOptionalAction, default=True)
-    args = options.parse_args()
-    images, digits = load()
-    split = len(digits) * 4 // 5
-    training = sequence_training(args, input_size=8, output_size=10, bidirectional=args.bidirectional)
-    model = training.model
-    cross_entropy = nn.CrossEntropyLoss()
+def held_out(digits: np.ndarray) -> int:
+    """Where the last fifth begins."""
+    return len(digits) * 4 // 5
+
+
+def train(args: argparse.Namespace, training: Training, images: np.ndarray, digits: np.ndarray) -> float:
+    """Train a classifier of the images on all but the last fifth; its accuracy there."""
+    model, cross_entropy, split = training.model, nn.CrossEntropyLoss(), held_out(digits)
 
     def compute(step: int) -> float:
         rows = draw_rows(args, step, split)
@@ -50,7 +49,16 @@ def main() -> None:
         return float(cross_entropy(model(images[split:]).logits, digits[split:]))
 
     training.run(args, compute, evaluate)
-    accuracy = (model(images[split:]).logits.argmax(-1) == digits[split:]).mean()
+    return float((model(images[split:]).logits.argmax(-1) == digits[split:]).mean())
+
+
+def main() -> None:
+    options = parser(__doc__, steps=600, batch=64, plot="digits_rows.png")
+    options.add_argument("--bidirectional", action=argparse.BooleanOptionalAction, default=True)
+    args = options.parse_args()
+    images, digits = load()
+    training = sequence_training(args, input_size=8, output_size=10, bidirectional=args.bidirectional)
+    accuracy = train(args, training, images, digits)
     print(f"held-out accuracy: {100 * accuracy:.1f} %")
     training.plot(args.plot, title="digits, row by row", ylabel="cross-entropy")
 

@@ -13,9 +13,9 @@ import argparse
 
 import numpy as np
 import seqkern
-from _training import Training, draw_rows, parser
-from digits_rows import load
-from seqkern import models, nn, optim, plot
+from _training import Training, parser
+from digits_rows import held_out, load, train
+from seqkern import models, optim, plot
 
 
 def vit(args: argparse.Namespace) -> Training:
@@ -50,28 +50,14 @@ def main() -> None:
     options.add_argument("--rollout", metavar="FILE", default="digits_vit_rollout.png", help="picture; '': none")
     args = options.parse_args()
     images, digits = load()
-    images, split = images[:, None], len(digits) * 4 // 5
-    training = vit(args)
-    model, cross_entropy = training.model, nn.CrossEntropyLoss()
-
-    def compute(step: int) -> float:
-        rows = draw_rows(args, step, split)
-        output, pullback = model.vjp(images[rows])
-        loss, pull_loss = cross_entropy.vjp(output.logits, digits[rows])
-        (dlogits,) = pull_loss()
-        pullback(dlogits)
-        return float(loss)
-
-    def evaluate() -> float:
-        return float(cross_entropy(model(images[split:]).logits, digits[split:]))
-
-    training.run(args, compute, evaluate)
-    accuracy = (model(images[split:]).logits.argmax(-1) == digits[split:]).mean()
+    images, training = images[:, None], vit(args)
+    accuracy, model = train(args, training, images, digits), training.model
     count = models.count_parameters(model.config)
     print(f"held-out accuracy: {100 * accuracy:.1f} %, {count:,} parameters, {training.seconds:.0f} s")
     training.plot(args.plot, title="a ViT on digits", ylabel="cross-entropy")
     if args.rollout:
-        draw_rollout(model, images[split : split + 12], digits[split : split + 12], args.rollout)
+        first = held_out(digits)
+        draw_rollout(model, images[first : first + 12], digits[first : first + 12], args.rollout)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,8 @@ def test_int8_weights(rng: Any, tmp_path: Any) -> None:
     assert model.generate(ids, 3, temperature=0).shape == (2, 8)
     with pytest.raises(TypeError, match="before quantising"):
         model.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="have no gradient"):
+        model.vjp(ids)
 
 
 @pytest.mark.torch

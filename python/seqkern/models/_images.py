@@ -1,15 +1,18 @@
-"""What the vision models share: checks of images, and position tables for grids of any size."""
+"""What the vision models share: calls, checks of images, and position tables for grids of any size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..nn._arrays import Array, array_module, check_array, shape_text
+from ..nn.module import Pullback
 from ..ops.conv import each
+from ._pretrained import PretrainedModel
+from ._transformer import ModelOutput
 
 Pair = tuple[int, int]
 
@@ -23,6 +26,29 @@ def pair(value: Any, name: str) -> Pair:
 def as_pairs(values: dict[str, Any], *names: str) -> dict[str, Any]:
     """The values with JSON's lists under these names as tuples."""
     return values | {n: tuple(values[n]) for n in names if isinstance(values.get(n), list)}
+
+
+class ImageTransformer(PretrainedModel):
+    """The calls of a Transformer over images; a subclass gives `_run`, and `in_memory`: what transformers 5 calls
+    parts in memory -> their names in files."""
+
+    in_memory: ClassVar[dict[str, str]] = {}
+    _run: Callable[..., tuple[ModelOutput, Pullback]]
+
+    def _alias(self, key: str) -> str:
+        for part, name in self.in_memory.items():
+            key = key.replace(f".{part}.", f".{name}.")
+        return key
+
+    def __call__(
+        self, images: Array, *, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> ModelOutput:
+        return self._run(images, output_hidden_states, output_attentions, gradients=False)[0]
+
+    def vjp(
+        self, images: Array, *, output_hidden_states: bool = False, output_attentions: bool = False
+    ) -> tuple[ModelOutput, Pullback]:
+        return self._run(images, output_hidden_states, output_attentions, gradients=True)
 
 
 def checked_images(images: Any, channels: int, dtype: np.dtype[Any]) -> Array:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ..nn import GRU, LSTM, RNN
 from ..nn._arrays import Array
 from ..nn._init import check_choice
-from ..nn.module import Module
 
 CORES: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
@@ -63,16 +61,3 @@ def core_parameters(cell: str, inputs: int, size: int, layers: int, directions: 
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell] * size
     widths = [inputs] + [directions * size] * (layers - 1)
     return sum(directions * gates * (width + size + 2) for width in widths)
-
-
-@contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """Eval mode inside the block, the previous mode after it."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,8 +1,13 @@
-"""Drawing the next token from logits."""
+"""What models that generate share: drawing the next token from logits, and doing so without dropout."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+
+from ..nn.module import Module
 
 
 def sample(
@@ -69,3 +74,16 @@ def check_sampling(
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
     if not repetition_penalty > 0:
         raise ValueError(f"repetition_penalty must be > 0, got {repetition_penalty}")
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Eval mode inside the block, the previous mode after it."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

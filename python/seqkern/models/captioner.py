@@ -22,7 +22,7 @@ from ._beam import Generated, check_decoding, decode, shift_right
 from ._decoder import DecoderSteps, RecurrentDecoder, decoder_parameters
 from ._files import load_model, restore_model, save_model
 from ._pairs import check_ids
-from ._recurrent import evaluating
+from ._sampling import evaluating
 from ._transformer import ModelOutput
 from .seq2seq import Seq2SeqOutput
 

@@ -21,8 +21,8 @@ from ..nn import CrossEntropyLoss, Dropout, Embedding, Linear
 from ..nn._arrays import Array, array_module, check_array, shape_text, to_numpy
 from ..nn.module import Module, Pullback
 from ._files import load_model, restore_model, save_model
-from ._recurrent import RecurrentOutput, evaluating, make_core, split_gradient
-from ._sampling import check_sampling, sample
+from ._recurrent import RecurrentOutput, make_core, split_gradient
+from ._sampling import check_sampling, evaluating, sample
 
 
 @dataclass

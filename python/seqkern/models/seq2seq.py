@@ -21,7 +21,8 @@ from ._beam import Generated, check_decoding, decode, shift_right
 from ._decoder import DecoderSteps, RecurrentDecoder, decoder_parameters
 from ._files import load_model, restore_model, save_model
 from ._pairs import check_ids, check_pair, source_lengths
-from ._recurrent import core_parameters, evaluating, make_core
+from ._recurrent import core_parameters, make_core
+from ._sampling import evaluating
 
 
 @dataclass

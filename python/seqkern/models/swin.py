@@ -20,8 +20,8 @@ from ..nn import Conv2d, Dropout, LayerNorm, Linear, Module, ModuleList
 from ..nn._arrays import Array, array_module, shape_text
 from ..nn._init import Initializer, check_size
 from ..nn.module import Pullback
-from ._images import Pair, as_pairs, checked_images, pair, resize_vjp, wide_sum
-from ._pretrained import PretrainedModel, blank, known_fields
+from ._images import ImageTransformer, Pair, as_pairs, checked_images, pair, resize_vjp, wide_sum
+from ._pretrained import blank, known_fields
 from ._swin_layers import SwinStage
 from ._transformer import ModelOutput, as_output_gradient, plus
 
@@ -36,7 +36,6 @@ NAMES = {
     "stages.#.blocks.#.out": f"{_BLOCK}attention.output.dense", "stages.#.blocks.#.fc2": f"{_BLOCK}output.dense",
     "stages.#.blocks.#.fc1": f"{_BLOCK}intermediate.dense",
 }  # fmt: skip
-# What transformers 5 calls parts in memory -> their names in files.
 IN_MEMORY = {
     "attention.q_proj": "attention.self.query", "attention.k_proj": "attention.self.key",
     "attention.v_proj": "attention.self.value", "attention.relative_position_bias": "attention.self",
@@ -138,7 +137,7 @@ class SwinEmbeddings(Module):
         return x, shape[2:], pull
 
 
-class Swin(PretrainedModel):
+class Swin(ImageTransformer):
     """`model(images [B, C, H, W])` -> ModelOutput(logits [B, num_labels], last_hidden_state, pooler_output, ...).
 
     Any height and width: zeros are added to images, windows and squares where needed, as in Hugging Face's.
@@ -149,6 +148,7 @@ class Swin(PretrainedModel):
 
     Config = SwinConfig
     model_types: ClassVar[tuple[str, ...]] = ("swin",)
+    in_memory: ClassVar[dict[str, str]] = IN_MEMORY
     prefix = "swin."
     ignored: ClassVar[str] = r"relative_position_index$|embeddings\.mask_token$"
 
@@ -165,25 +165,10 @@ class Swin(PretrainedModel):
     def _names(self) -> dict[str, str]:
         return {ours: self.prefix + theirs for ours, theirs in NAMES.items()} | {"classifier": "classifier"}
 
-    def _alias(self, key: str) -> str:
-        for part, name in IN_MEMORY.items():
-            key = key.replace(f".{part}.", f".{name}.")
-        return key
-
     @classmethod
     def _fitted(cls, config: SwinConfig, weights: Mapping[str, Any]) -> SwinConfig:
         bias = weights.get("classifier.bias")
         return replace(config, num_labels=0 if bias is None else bias.size)
-
-    def __call__(
-        self, images: Array, *, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> ModelOutput:
-        return self._run(images, output_hidden_states, output_attentions, gradients=False)[0]
-
-    def vjp(
-        self, images: Array, *, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> tuple[ModelOutput, Pullback]:
-        return self._run(images, output_hidden_states, output_attentions, gradients=True)
 
     def _run(self, images: Array, states: bool, weights: bool, *, gradients: bool) -> tuple[ModelOutput, Pullback]:
         x, grid, pull_embeddings = self.embeddings.run(images)

@@ -24,7 +24,7 @@ from ..nn.module import Module, Pullback
 from ._beam import Generated, check_decoding, decode, shift_right
 from ._files import load_model, restore_model, save_model
 from ._pairs import check_ids, check_pair, source_padding
-from ._recurrent import evaluating
+from ._sampling import evaluating
 from ._transformer import ModelOutput, as_output_gradient, plus
 
 

@@ -19,8 +19,8 @@ from ..nn._arrays import Array, array_module, shape_text
 from ..nn._init import Initializer, check_choice, check_size
 from ..nn._residual import chain_vjp
 from ..nn.module import Pullback
-from ._images import Pair, as_pairs, checked_images, pair, resize_vjp, wide_sum
-from ._pretrained import PretrainedModel, blank, known_fields
+from ._images import ImageTransformer, Pair, as_pairs, checked_images, pair, resize_vjp, wide_sum
+from ._pretrained import blank, known_fields
 from ._transformer import ACTIVATIONS, Layer, ModelOutput, as_output_gradient, plus, run_layers
 
 _LAYER = "encoder.layer.#."
@@ -36,7 +36,6 @@ NAMES = {
     "norm": "layernorm", "pooler": "pooler.dense",
 }  # fmt: skip
 HEADS = ("classifier", "cls_classifier", "distillation_classifier")
-# What transformers 5 calls parts in memory -> their names in files.
 IN_MEMORY = {
     "attention.q_proj": "attention.attention.query", "attention.k_proj": "attention.attention.key",
     "attention.v_proj": "attention.attention.value", "attention.o_proj": "attention.output.dense",
@@ -152,7 +151,7 @@ class ViTEmbeddings(Module):
         return x, pull
 
 
-class ViT(PretrainedModel):
+class ViT(ImageTransformer):
     """`model(images [B, C, H, W])` -> ModelOutput(logits [B, num_labels], last_hidden_state, ...).
 
     Height and width may be any multiples of the patch's: the positions are resampled, the table stays as it is.
@@ -162,6 +161,7 @@ class ViT(PretrainedModel):
 
     Config = ViTConfig
     model_types: ClassVar[tuple[str, ...]] = ("vit", "deit")
+    in_memory: ClassVar[dict[str, str]] = IN_MEMORY
     ignored: ClassVar[str] = r"embeddings\.mask_token$"
 
     def __init__(self, config: ViTConfig, *, dtype: Any = np.float32, rng: Any = None) -> None:
@@ -191,10 +191,7 @@ class ViT(PretrainedModel):
         return names
 
     def _alias(self, key: str) -> str:
-        key = key.replace("layers.", "encoder.layer.", 1)
-        for part, name in IN_MEMORY.items():
-            key = key.replace(f".{part}.", f".{name}.")
-        return key
+        return super()._alias(key.replace("layers.", "encoder.layer.", 1))
 
     @classmethod
     def _fitted(cls, config: ViTConfig, weights: Mapping[str, Any]) -> ViTConfig:
@@ -202,16 +199,6 @@ class ViT(PretrainedModel):
         distilled = f"{HEADS[2]}.weight" in weights
         pooler = any(key.endswith("pooler.dense.weight") for key in weights)
         return replace(config, num_labels=labels[0] if labels else 0, distilled=distilled, pooler=pooler)
-
-    def __call__(
-        self, images: Array, *, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> ModelOutput:
-        return self._run(images, output_hidden_states, output_attentions, gradients=False)[0]
-
-    def vjp(
-        self, images: Array, *, output_hidden_states: bool = False, output_attentions: bool = False
-    ) -> tuple[ModelOutput, Pullback]:
-        return self._run(images, output_hidden_states, output_attentions, gradients=True)
 
     def _run(self, images: Array, states: bool, weights: bool, *, gradients: bool) -> tuple[ModelOutput, Pullback]:
         x, pull_embeddings = self.embeddings.vjp(images)

@@ -44,7 +44,10 @@ class Int8Linear(Module):
 
 
 def quantize_int8_(module: Module) -> Module:
-    """Puts an `Int8Linear` in the place of every `Linear` below `module`, which is for inference from then on."""
+    """Puts an `Int8Linear` in the place of every `Linear` below `module`, which is for inference from then on.
+
+    The fused input projection of a `MultiheadAttention` is no `Linear` and stays as it is.
+    """
     for name, child in list(module.named_children()):
         if isinstance(child, Linear):
             module.replace_child(name, Int8Linear.from_linear(child))
