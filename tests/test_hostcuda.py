@@ -75,13 +75,14 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
                 *arrays, mask, enable_gqa=True, causal="bottom_right", sinks=mask[0, :4]
             )
             gradients = seqkern.scaled_dot_product_attention_backward(out, saved)
-            yield out, saved.stats, *gradients, gradients.dsinks
+        yield out, saved.stats, *gradients, gradients.dsinks  # outside: the caller may patch between two results
     for offset in (0, 1):
         flat = (rng.standard_normal(2 * 150 * 72 + offset, np.float32).astype(BFLOAT16.x) for _ in range(3))
         query, key, value = (x[offset:].reshape(1, 2, 150, 72) for x in flat)
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
-            yield (seqkern.scaled_dot_product_attention(query, key, value),)
+            out = seqkern.scaled_dot_product_attention(query, key, value)
+        yield (out,)
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
