@@ -381,10 +381,11 @@ def attention_varlen_backward(dout: Array | None, saved: AttentionVarlenSaved) -
     if dout is None:
         dout = np.zeros_like(s.out)
     mask, shape = _packed_mask(s.query, s.cu_seqlens_q, s.cu_seqlens_kv, s.attn_mask), None
+    own = () if s.attn_mask is None else tuple(getattr(s.attn_mask, "shape", ()))
     if isinstance(mask, np.ndarray) and mask.dtype.kind != "b":
-        shape = (1,) * (4 - s.attn_mask.ndim) + s.attn_mask.shape
+        shape = (1,) * (4 - len(own)) + own
     dq, dk, dv, dmask, dsinks = _cpu.attention_backward(
         True, dout, s.query, s.key, s.value, mask, s.sinks, s.alibi_slopes, s.cu_seqlens_q, s.cu_seqlens_kv,
         s.options, s.out, s.stats, shape)  # fmt: skip
-    dattn_mask = None if dmask is None else dmask.reshape(s.attn_mask.shape)
+    dattn_mask = None if dmask is None else dmask.reshape(own)
     return AttentionVarlenGradients(dq, dk, dv, dsinks, dattn_mask)
