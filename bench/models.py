@@ -86,7 +86,7 @@ ROWS = (
 
 
 def run(session: Session) -> None:
-    """Mode after mode, then where the time of one encoder layer goes."""
+    """Mode after mode, then where the time of an encoder layer goes."""
     rows = QUICK if session.options.quick else ROWS
     for name, mode in MODES.items():
         specs = [row_spec(session, row, name, mode) for row in rows if row.kind in mode.kinds]
@@ -95,9 +95,9 @@ def run(session: Session) -> None:
             print(f"\nmodels (batch,length), {mode.title}, {session.options.threads} threads; {LEGEND}")
             print("read bw: the time of merely reading the weights, over ours\n")
             print(rows_table(results, session.names(), [NO_TARGET] * len(results)))
-    layer = ModelRow(zoo.LAYER, 1, 512)
-    if session.wanted([row_spec(session, layer, "fp32", MODES["fp32"])]):
-        print_where(layer, session.options.threads)
+    for layer in (row for row in rows if row.model == zoo.LAYER and row.kind == "forward"):
+        if session.wanted([row_spec(session, layer, "fp32", MODES["fp32"])]):
+            print_where(layer, session.options.threads)
 
 
 def row_spec(session: Session, row: ModelRow, name: str, mode: Mode) -> RowSpec:

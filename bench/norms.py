@@ -23,7 +23,7 @@ def run(session: Session) -> None:
         if results:
             threads = session.options.threads
             print(f"\nnorms (rows,columns), {title}, float32, {threads} threads; {LEGEND}")
-            print("read bw: the time of merely reading the inputs, over ours\n")
+            print("read bw: the time of reading as many bytes as are read and written, over ours\n")
             print(rows_table(results, session.names(), [NO_TARGET] * len(results)))
 
 

@@ -167,6 +167,9 @@ def recurrent_module(task: RecurrentTask, weights_only: bool = False) -> Any:
     return module
 
 
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+
+
 def cast(array: Array, dtype: str) -> Array:
     if dtype == "float32":
         return array

@@ -159,9 +159,9 @@ class NormRow:
         return f"{self.op} ({self.rows},{self.columns})"
 
     def read(self, train: bool = False) -> Read:
-        """x once; backward reads x and dy as well."""
+        """x read and y written; backward reads x and dy and writes dx."""
         size = 4 * self.rows * self.columns
-        return Read(size, 3 * size if train else size)
+        return Read(4 * size, 5 * size) if train else Read(2 * size, 2 * size)
 
 
 NORM_ROWS = (

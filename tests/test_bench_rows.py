@@ -46,8 +46,8 @@ class TestShapes:
 
     def test_reads_of_a_norm(self) -> None:
         row = shapes.NormRow("layer_norm", 3, 5)
-        assert row.read() == shapes.Read(60, 60)
-        assert row.read(train=True) == shapes.Read(60, 180)
+        assert row.read() == shapes.Read(120, 120)
+        assert row.read(train=True) == shapes.Read(240, 300)
 
     def test_time_of_reading(self) -> None:
         reads = [shapes.Read(100, 1000), shapes.Read(10, 50)]
@@ -106,6 +106,35 @@ class TestAgreement:
         mine = getattr(bench_module("ours"), job)(task).results()
         assert len(mine) == (1 if job == "norm_forward" else 4 if op == "layer_norm" else 2)
         assert tasks.disagreement(mine, torch.entry(job, task).results(), "float32") is None
+
+    @pytest.mark.parametrize("op", [row.op for row in shapes.NORM_ROWS])
+    @pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
+    def test_peers_normalise_what_we_normalise(self, peer: str, op: str) -> None:
+        if peers.missing(peer):
+            pytest.skip(f"not installed: {', '.join(peers.missing(peer))}")
+        (loaded,), _ = peers.load([peer], threads=1)
+        task = tasks.norm_task(shapes.NormRow(op, 5, 19))
+        mine = bench_module("ours").norm_forward(task).results()
+        assert tasks.disagreement(mine, loaded.entry("norm_forward", task).results(), "float32") is None
+
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("mode", ["fp32", "bf16", "train", "train bf16"])
+    @pytest.mark.parametrize(
+        "peer", [pytest.param("torch", marks=pytest.mark.torch), "onnxruntime", "openvino"]
+    )
+    def test_peers_attend_as_we_do(self, peer: str, mode: str, causal: bool) -> None:
+        if peers.missing(peer):
+            pytest.skip(f"not installed: {', '.join(peers.missing(peer))}")
+        (loaded,), _ = peers.load([peer], threads=1)
+        attention = bench_module("attention")
+        way = attention.MODES[mode]
+        task = attention.attention_task(attention.AttentionRow(2, 3, 20, 20, 16, causal), way.dtype)
+        mine = (attention.train_entry if way.train else attention.forward_entry)(task).results()
+        try:
+            theirs = loaded.entry("attention_train" if way.train else "attention", task).results()
+        except tasks.UnsupportedError as reason:
+            pytest.skip(str(reason))
+        assert tasks.disagreement(mine, theirs, way.dtype) is None
 
     @pytest.mark.torch
     @pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino"])

@@ -45,6 +45,18 @@ def test_forward_and_backward(ops: ModuleType, name: str) -> None:
     assert_bitwise_equal(dx, backward(x[::-1], saved).dx, name)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax(ops: ModuleType, name: str) -> None:
+    op, x, out = getattr(ops, name), make(), np.full((4, 6), np.nan, np.float32)
+    assert op(x, out=out) is out
+    assert_bitwise_equal(out, op(x), name)
+    for bad in (x, out[:, ::-1], out[:3], out.astype(np.float64)):
+        with pytest.raises((TypeError, ValueError), match=f"{name}: out must"):
+            op(x, out=bad)
+    with pytest.raises(ValueError, match="out must be None unless dim is the last axis"):
+        op(x, 0, out=out)
+
+
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_two_outputs(ops: ModuleType, name: str) -> None:
     x, residual = make(), make()[::-1].copy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import zoo
+from ..attention import AttentionTask
 from ..shapes import GATES
-from ..tasks import Array, LayerWeights, LinearTask, RecurrentTask
+from ..tasks import Array, LayerWeights, LinearTask, NormTask, RecurrentTask
 from ..zoo import ModelTask
 
 OPSET = 14
 IR_VERSION = 8  # the one that came with opset 14's generation: every runtime reads it
+IR_VERSIONS = {20: 9, 23: 11}  # the first that know the opset
 _OPERATORS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 _GATE_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
@@ -58,7 +60,7 @@ def recurrent_model(task: RecurrentTask) -> bytes:
         nodes += _layer_nodes(task, source, names, f"Y{layer}", target)
         source = target
     constants.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), "joined"))
-    return _serialised(nodes, task.x.shape, task.dy.shape, constants)
+    return _serialised(nodes, {"x": task.x.shape}, task.dy.shape, constants)
 
 
 def linear_model(task: LinearTask) -> bytes:
@@ -68,7 +70,24 @@ def linear_model(task: LinearTask) -> bytes:
         numpy_helper.from_array(task.bias, "bias"),
     ]
     node = helper.make_node("Gemm", ["x", "weight", "bias"], ["y"], transB=1)
-    return _serialised([node], task.x.shape, task.dy.shape, constants)
+    return _serialised([node], {"x": task.x.shape}, task.dy.shape, constants)
+
+
+def attention_model(task: AttentionTask) -> bytes:
+    """Inputs `query`, `key`, `value` `[B, H, L, D]`, output `y`: ONNX's own Attention (opset 23)."""
+    shapes = {name: getattr(task, name).shape for name in ("query", "key", "value")}
+    node = helper.make_node("Attention", list(shapes), ["y"], is_causal=int(task.row.causal))
+    return _serialised([node], shapes, task.query.shape, [], opset=23)
+
+
+def norm_model(task: NormTask) -> bytes:
+    """Input `x`, output `y`: LayerNormalization, Gelu or Softmax (opset 20) over the last dimension."""
+    constants = [numpy_helper.from_array(task.weight, "weight"), numpy_helper.from_array(task.bias, "bias")]
+    if task.row.op == "layer_norm":
+        node = helper.make_node("LayerNormalization", ["x", "weight", "bias"], ["y"], axis=-1, epsilon=1e-5)
+    else:
+        node, constants = helper.make_node(task.row.op.title(), ["x"], ["y"]), []
+    return _serialised([node], {"x": task.x.shape}, task.x.shape, constants, opset=20)
 
 
 def exported_model(task: ModelTask) -> bytes:
@@ -95,14 +114,16 @@ def exported_model(task: ModelTask) -> bytes:
 
 def _serialised(
     nodes: list[onnx.NodeProto],
-    x_shape: Sequence[int],
+    inputs: Mapping[str, Sequence[int]],
     y_shape: Sequence[int],
     constants: list[onnx.TensorProto],
+    opset: int = OPSET,
 ) -> bytes:
-    """A checked model of one input and one output."""
-    graph = helper.make_graph(nodes, "layer", [_float_array("x", x_shape)], [_float_array("y", y_shape)], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-    model.ir_version = IR_VERSION
+    """A checked model of one output, `y`; the shapes of its inputs by name."""
+    arrays = [_float_array(name, shape) for name, shape in inputs.items()]
+    graph = helper.make_graph(nodes, "layer", arrays, [_float_array("y", y_shape)], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    model.ir_version = IR_VERSION if opset == OPSET else IR_VERSIONS[opset]
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 

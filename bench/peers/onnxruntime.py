@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from ..tasks import Array, Entry, LinearTask, RecurrentTask, UnsupportedError
+from ..attention import AttentionTask
+from ..tasks import Array, Entry, LinearTask, NormTask, RecurrentTask, UnsupportedError
 from ..zoo import ModelTask
-from .onnx_model import exported_model, linear_model, recurrent_model
+from .onnx_model import attention_model, exported_model, linear_model, norm_model, recurrent_model
 
 NAME = "onnxruntime"
 
@@ -24,26 +25,37 @@ def recurrent_forward(task: RecurrentTask) -> Entry:
     """`session.run` as a user calls it; results: the output."""
     if task.dtype != "float32":
         raise UnsupportedError(f"its CPU provider has no recurrent layers in {task.dtype}")
-    return _entry(recurrent_model(task), task.x)
+    return _entry(recurrent_model(task), {"x": task.x})
 
 
 def linear(task: LinearTask) -> Entry:
     """A Gemm node; results: y."""
     if task.dtype != "float32":
         raise UnsupportedError(f"its CPU provider has no Gemm in {task.dtype}")
-    return _entry(linear_model(task), task.x)
+    return _entry(linear_model(task), {"x": task.x})
+
+
+def attention(task: AttentionTask) -> Entry:
+    """An Attention node; results: out."""
+    if task.dtype != "float32":
+        raise UnsupportedError(f"its CPU provider has no Attention in {task.dtype}")
+    return _entry(attention_model(task), {name: getattr(task, name) for name in ("query", "key", "value")})
+
+
+def norm_forward(task: NormTask) -> Entry:
+    """A LayerNormalization, Gelu or Softmax node; results: y."""
+    return _entry(norm_model(task), {"x": task.x})
 
 
 def model(task: ModelTask) -> Entry:
     """The torch module, exported; results: its first output."""
     if task.dtype != "float32":
         raise UnsupportedError(f"its CPU provider has no such models in {task.dtype}")
-    return _entry(exported_model(task), task.x)
+    return _entry(exported_model(task), {"x": task.x})
 
 
-def _entry(model: bytes, x: Array) -> Entry:
+def _entry(model: bytes, inputs: dict[str, Array]) -> Entry:
     session = onnxruntime.InferenceSession(model, _options, providers=["CPUExecutionProvider"])
-    inputs = {"x": x}
 
     def call() -> Array:
         return np.asarray(session.run(None, inputs)[0])

@@ -132,20 +132,23 @@ def linear_train(task: LinearTask) -> Entry:
 
 def attention(task: AttentionTask) -> Entry:
     """`torch.nn.functional.scaled_dot_product_attention`, the back-end torch picks; results: out."""
-    query, key, value = (torch.from_numpy(array) for array in (task.query, task.key, task.value))
+    dtype = _DTYPES[task.dtype]
+    query, key, value = (torch.from_numpy(array).to(dtype) for array in (task.query, task.key, task.value))
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def call() -> torch.Tensor:
         with torch.inference_mode():
             return attend(query, key, value, is_causal=task.row.causal)
 
+    _first_call(call)
     return Entry(call, lambda: [_numpy(call())])
 
 
 def attention_train(task: AttentionTask) -> Entry:
     """Forward and backward from a given output gradient; results: out, dquery, dkey, dvalue."""
-    leaves = [torch.from_numpy(array.copy()).requires_grad_() for array in (task.query, task.key, task.value)]
-    dout = torch.from_numpy(task.dout)
+    dtype, arrays = _DTYPES[task.dtype], (task.query, task.key, task.value)
+    leaves = [torch.from_numpy(array.copy()).to(dtype).requires_grad_() for array in arrays]
+    dout = torch.from_numpy(task.dout).to(dtype)
     attend: Any = torch.nn.functional.scaled_dot_product_attention
 
     def call() -> torch.Tensor:

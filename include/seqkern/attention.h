@@ -63,11 +63,16 @@ struct AttentionInputs {
   }
 };
 
+// Keys and values may lie in pages that sequences take in any order: k [pages, page size, Hkv, D], v likewise, and
+// sequence b has its key j in row j % page_size of page block_table[b * max_pages + j / page_size]. The batch strides
+// of k and v are then those from page to page. kv_lengths say how many keys there are, key_len is the most of them.
 struct AttentionForward : AttentionInputs {
   void* out = nullptr;
-  void* lse = nullptr;    // [rows], accumulator type; optional
-  void* stats = nullptr;  // [2, rows], accumulator type, for the backward pass; optional
-  void* probs = nullptr;  // [B, Hq, query_len, key_len], before dropout; optional
+  void* lse = nullptr;                   // [rows], accumulator type; optional
+  void* stats = nullptr;                 // [2, rows], accumulator type, for the backward pass; optional
+  void* probs = nullptr;                 // [B, Hq, query_len, key_len], before dropout; optional
+  const index_t* block_table = nullptr;  // only where a row of it is in use; optional
+  index_t page_size = 0, max_pages = 0;
 };
 
 struct AttentionBackward : AttentionInputs {

@@ -1,11 +1,10 @@
 // Attention: unpack, check, call. Arrays come as [B, H, L, D], or [total, H, D] for packed sequences.
-#include "seqkern/attention.h"
+#include "attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <pybind11/stl.h>
-
-#include "output.h"
 
 namespace seqkern {
 namespace {
@@ -13,30 +12,11 @@ namespace {
 constexpr const char* kOp = "scaled_dot_product_attention";
 constexpr const char* kPackedOp = "attention_varlen";
 
-[[noreturn]] void bad(const std::string& op, const std::string& text) { throw py::value_error(op + ": " + text); }
-
-// The options that come as one tuple from Python.
-struct Options {
-  double scale, softcap, dropout;
-  std::string causal;
-  index_t left, right;
-  std::uint64_t seed;
-
-  explicit Options(const py::tuple& t)
-      : scale(t[0].cast<double>()),
-        softcap(t[1].cast<double>()),
-        dropout(t[2].cast<double>()),
-        causal(t[3].cast<std::string>()),
-        left(t[4].cast<index_t>()),
-        right(t[5].cast<index_t>()),
-        seed(t[6].cast<std::uint64_t>()) {}
-};
-
 // The arrays of one call and the Params over them. Rows are read by stride where their elements are adjacent.
 class Call {
  public:
   Call(bool packed, py::handle q_, py::handle k_, py::handle v_, py::handle mask_, py::handle sinks_,
-       py::handle slopes_, py::handle q_lengths_, py::handle k_lengths_, const Options& options)
+       py::handle slopes_, py::handle q_lengths_, py::handle k_lengths_, const AttentionOptions& options)
       : op(packed ? kPackedOp : kOp),
         packed(packed),
         q(op, "query", q_),
@@ -47,12 +27,10 @@ class Call {
         q_lengths(op, packed ? "cu_seqlens_q" : "q_lengths", q_lengths_, !packed),
         k_lengths(op, packed ? "cu_seqlens_kv" : "kv_lengths", k_lengths_, !packed) {
     check_shapes();
+    take_lengths();
     take_mask(mask_);
     check_extras();
-    take_lengths();
-    p.scale = options.scale, p.softcap = options.softcap, p.dropout = options.dropout, p.seed = options.seed;
-    p.causal = !options.causal.empty(), p.bottom_right = options.causal == "bottom_right";
-    p.left = options.left, p.right = options.right;
+    options.put(p);
   }
 
   // After every check: the arrays' memory.
@@ -83,16 +61,8 @@ class Call {
   }
 
   AttentionStrides strides_of(Array& a) {
-    constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-    const py::array& x = a.array();
-    py::ssize_t item = x.itemsize(), last = x.ndim() - 1;
-    bool direct = (x.flags() & kAligned) && (x.shape(last) <= 1 || x.strides(last) == item);
-    for (int i = 0; i < last; ++i) direct = direct && x.strides(i) % item == 0;
-    if (!direct) a.data();
-    const py::array& y = a.array();
-    auto step = [&](int i) { return y.shape(i) > 1 ? index_t(y.strides(i) / item) : 0; };
-    if (!direct && !(y.flags() & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_)) bad(op, "an input could not be copied");
-    return packed ? AttentionStrides{0, step(1), step(0)} : AttentionStrides{step(0), step(1), step(2)};
+    Shape steps = row_steps(op, a);
+    return packed ? AttentionStrides{0, steps[1], steps[0]} : AttentionStrides{steps[0], steps[1], steps[2]};
   }
 
   const char* op;
@@ -152,7 +122,7 @@ class Call {
   void check_extras() {
     sinks.expect({{"heads", p.heads}});
     sinks.expect_accumulator(q.dtype(), q.dtype() == DType::bf16);
-    if (slopes && slopes.rank() == 2 && !packed) slopes.expect({{"batch", p.batch}, {"heads", p.heads}});
+    if (slopes && slopes.rank() == 2) slopes.expect({{"batch", p.batch}, {"heads", p.heads}});
     else slopes.expect({{"heads", p.heads}});
     slopes.expect_accumulator(q.dtype(), q.dtype() == DType::bf16);
   }
@@ -200,7 +170,7 @@ class Call {
 py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::handle mask, py::handle sinks,
                   py::handle slopes, py::handle q_lengths, py::handle k_lengths, const py::tuple& options,
                   bool with_lse, bool with_stats, bool with_probs, py::handle out_, const Shape& shape) {
-  Call c(packed, q, k, v, mask, sinks, slopes, q_lengths, k_lengths, Options(options));
+  Call c(packed, q, k, v, mask, sinks, slopes, q_lengths, k_lengths, AttentionOptions(options));
   py::array out = output(c.op, "out", out_, c.p.dtype, c.q.numpy_dtype(), shape, {&c.q, &c.k, &c.v});
   c.take_data();
   AttentionForward p;
@@ -220,6 +190,7 @@ py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::han
   }
   if (with_probs) {
     py::array a = empty(c.q.numpy_dtype(), {p.batch, p.heads, p.query_len, p.key_len});
+    if (packed) std::memset(a.mutable_data(), 0, std::size_t(a.nbytes()));  // rows that shorter sequences lack
     p.probs = a.mutable_data();
     probs = a;
   }
@@ -231,7 +202,7 @@ py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::han
 py::tuple backward(bool packed, py::handle dout_, py::handle q, py::handle k, py::handle v, py::handle mask,
                    py::handle sinks, py::handle slopes, py::handle q_lengths, py::handle k_lengths,
                    const py::tuple& options, py::handle out_, py::handle stats_, py::object mask_shape) {
-  Call c(packed, q, k, v, mask, sinks, slopes, q_lengths, k_lengths, Options(options));
+  Call c(packed, q, k, v, mask, sinks, slopes, q_lengths, k_lengths, AttentionOptions(options));
   Array dout(c.op, "dout", dout_), out(c.op, "out", out_), stats(c.op, "stats", stats_);
   for (auto [a, name] : {std::pair{&dout, "dout"}, {&out, "out"}}) {
     expect_shape(c.op, name, *a, c.out_shape(), "the shape of the output, ");

@@ -1,5 +1,5 @@
 // embedding, softmax, cross-entropy: unpack, check, call.
-#include "array.h"
+#include "output.h"
 #include "seqkern/embedding.h"
 #include "seqkern/softmax.h"
 
@@ -49,11 +49,11 @@ struct Rows {
   }
 };
 
-py::array softmax_forward(py::handle x_, bool log) {
+py::array softmax_forward(py::handle x_, bool log, py::handle out) {
   const char* op = log ? "log_softmax" : "softmax";
   Array x(op, "x", x_);
   Rows r(op, "x", x.array());
-  py::array y = empty(x.numpy_dtype(), shape_of(x));
+  py::array y = output(op, "out", out, x, {&x});
   call(cpu::softmax_forward, SoftmaxForward{x.dtype(), r.rows, r.columns, log, x.data(), y.mutable_data()});
   return y;
 }

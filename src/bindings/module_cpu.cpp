@@ -1,4 +1,4 @@
-#include "array.h"
+#include "attention.h"
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "seqkern's CPU kernels; use them through seqkern.ops";
@@ -12,5 +12,6 @@ PYBIND11_MODULE(_cpu, m) {
   seqkern::register_batch_norm(m);
   seqkern::register_rope(m);
   seqkern::register_attention(m);
+  seqkern::register_attention_paged(m);
   seqkern::register_runtime(m);
 }

@@ -5,7 +5,8 @@
 // cache, turns the products into exponentials in place, and multiplies those with the values. Panels of keys that no
 // row of a register tile sees are skipped. With heads enough for all threads a thread keeps a head to itself and its
 // packed keys stay in its cache; otherwise the threads pack and share a few heads at a time. Rows are computed
-// alike either way: results do not depend on the number of threads. Few rows per head: attention_decode.h.
+// alike either way: results do not depend on the number of threads. Keys and values in pages are brought together a
+// panel at a time, then packed as others are. Few rows per head: attention_decode.h.
 //
 // What is masked has probability 0, and 0 times a NaN is NaN: a row that comes out so where something is masked is
 // done again with the masked products left out.
@@ -42,18 +43,19 @@ class ForwardAttention {
     wave = alone ? threads : std::min(pairs, std::max<index_t>(threads, threads * cache));
     packed = job.take<A>(wave * size);
     scratch_size = kQueryBlock * (D + kKeyBlock + Dv);
+    if (p.block_table) scratch_size = std::max(scratch_size, P * std::max(D, p.value_dim));
     scratch = job.take<A>(threads * scratch_size);
     next = 0;
     auto own_heads = [&](int rank, int, Barrier&) {
       for (index_t pair; (pair = take()) < pairs;) {
-        pack(pair, rank, 0, 1);
+        pack(pair, rank, 0, 1, rank);
         for (index_t t = 0; t < tiles; ++t) tile(pair, rank, t, scratch + rank * scratch_size);
       }
     };
     auto shared_heads = [&](int rank, int n, Barrier& barrier) {
       for (index_t first = 0; first < pairs; first += wave) {
         index_t count = std::min(wave, pairs - first);
-        for (index_t i = 0; i < count; ++i) pack(first + i, i, rank, n);
+        for (index_t i = 0; i < count; ++i) pack(first + i, i, rank, n, rank);
         barrier.wait();
         for (index_t item; (item = take()) < (first + count) * tiles;) {
           index_t local = item - first * tiles, slot = local % count;  // late rows first: causal ones are longest
@@ -77,12 +79,27 @@ class ForwardAttention {
   A* keys_of(index_t slot) const { return packed + slot * padded * (D + Dv); }
   A* values_of(index_t slot) const { return keys_of(slot) + padded * D; }
 
-  void pack(index_t pair, index_t slot, int rank, int threads) const {
+  void pack(index_t pair, index_t slot, int part, int parts, int rank) const {
     index_t b = pair / p.kv_heads, head = pair % p.kv_heads, keys = p.keys(b);
-    Range own = share(ceil_div(keys, P), rank, threads);
+    Range own = share(ceil_div(keys, P), part, parts);
+    if (p.block_table) return pack_pages(b, head, keys, own, slot, reinterpret_cast<T*>(scratch + rank * scratch_size));
     pack_keys(rows_of(p.k, p.k_strides, p.cu_k, b, head), p.k_strides.row, D, keys, own, keys_of(slot));
     pack_columns(rows_of(p.v, p.v_strides, p.cu_k, b, head), p.v_strides.row, p.value_dim, keys, padded,
                  {own.begin * P, own.end * P}, values_of(slot));
+  }
+
+  void pack_pages(index_t b, index_t head, index_t keys, Range panels, index_t slot, T* rows) const {
+    auto gather = [&](const void* base, const AttentionStrides& strides, index_t width, index_t first, index_t count) {
+      for (index_t i = 0; i < count; ++i)
+        std::memcpy(rows + i * width, row_at<T>(p, base, strides, b, head, first + i), std::size_t(width) * sizeof(T));
+    };
+    for (index_t j = panels.begin; j < panels.end; ++j) {
+      index_t count = std::min<index_t>(P, keys - j * P);
+      gather(p.k, p.k_strides, D, j * P, count);
+      pack_keys(rows, D, D, count, {0, 1}, keys_of(slot) + j * P * D);
+      gather(p.v, p.v_strides, p.value_dim, j * P, count);
+      pack_columns(rows, p.value_dim, p.value_dim, count, padded, {0, P}, values_of(slot) + j * P * P);
+    }
   }
 
   struct Tile {

@@ -1,15 +1,15 @@
 // Attention of few query rows against many keys: a step of decoding. Bound by reading keys and values, so both are
-// read once, where they lie, and nothing is packed. A piece of the work is 512 keys of a head, whatever the number of
-// threads: the pieces' sums and maxima are joined in order at the end.
+// read once, where they lie, in pages too, and nothing is packed. A piece of the work is 512 keys of a head, whatever
+// the number of threads: the pieces' sums and maxima are joined in order at the end.
 #pragma once
 #include <algorithm>
 #include <cmath>
 
+#include "attention_pages.h"
 #include "attention_score.h"
 #include "cpu/thread_pool.h"
 #include "dot.h"
 #include "gemm.h"
-#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 
@@ -18,6 +18,32 @@ inline constexpr index_t kFewRows = 8;
 
 inline bool decodes(const AttentionForward& p) {
   return p.group() * p.query_len <= kFewRows && !p.probs && p.dropout == 0;
+}
+
+// out[m][v] (+)= sum_k a[k][m] w[k][v] for NV registers of columns, down all rows of w; the sum over k in order.
+template <int MR, int NV, class W, class A = acc_t<W>>
+SEQKERN_INLINE void sum_rows(const A* a, const W* w, index_t ldw, index_t depth, A* out, index_t ldo, int last,
+                             bool add) {
+  constexpr int L = kLanes<A>;
+  auto lanes = [last](int v) { return v + 1 < NV ? L : last; };
+  Vec<A> acc[MR][NV] = {};
+  if (add)
+    for (int m = 0; m < MR; ++m)
+      for (int v = 0; v < NV; ++v) acc[m][v] = load_n(out + m * ldo + v * L, lanes(v));
+  auto sum = [&](auto read_last) {
+    for (index_t k = 0; k < depth; ++k, a += MR, w += ldw) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        Vec<A> wv = v + 1 < NV ? load(w + v * L) : read_last(w + v * L);
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; ++m) acc[m][v] = splat(a[m]) * wv + acc[m][v];
+      }
+    }
+  };
+  if (last == L) sum([](const W* p) { return load(p); });
+  else sum([last](const W* p) { return load_n(p, last); });
+  for (int m = 0; m < MR; ++m)
+    for (int v = 0; v < NV; ++v) store_n(out + m * ldo + v * L, acc[m][v], lanes(v));
 }
 
 template <class T>
@@ -79,23 +105,28 @@ class DecodeAttention {
     for (index_t r = 0; r < rows; ++r) std::fill_n(part(item, r), Dv, A{});
     if (low >= high) return;
     index_t count = high - low;
-    const T* keys = rows_of(p.k, p.k_strides, p.cu_k, b, head) + low * p.k_strides.row;
-    const T* values = rows_of(p.v, p.v_strides, p.cu_k, b, head) + low * p.v_strides.row;
-    for (index_t j = 0; j < count; j += L)
-      dot_product(rows, query, D, keys + j * p.k_strides.row, p.k_strides.row, int(std::min<index_t>(L, count - j)), D,
-                  s + j, kPiece);
+    stretches(p, low, high, [&](index_t j, index_t end) {
+      const T* keys = row_at<T>(p, p.k, p.k_strides, b, head, j);
+      for (; j < end; j += L, keys += L * p.k_strides.row)
+        dot_product(rows, query, D, keys, p.k_strides.row, int(std::min<index_t>(L, end - j)), D, s + j - low, kPiece);
+    });
     for (index_t r = 0; r < rows; r += 4) {
       int together = int(std::min<index_t>(4, rows - r));
       for (int m = 0; m < together; ++m) softmax(row[r + m], low, count, s + (r + m) * kPiece, part(item, r + m));
       for (index_t j = 0; j < count; ++j)
         for (int m = 0; m < together; ++m) probs[j * together + m] = s[(r + m) * kPiece + j];
-      auto sums = [&]<int MR>() { weighted_sum<MR>(probs, values, count, part(item, r)); };
+      auto sums = [&]<int MR>() {
+        stretches(p, low, high, [&](index_t j, index_t end) {
+          const T* values = row_at<T>(p, p.v, p.v_strides, b, head, j);
+          weighted_sum<MR>(probs + (j - low) * MR, values, end - j, part(item, r), j > low);
+        });
+      };
       if (together == 1) sums.template operator()<1>();
       if (together == 2) sums.template operator()<2>();
       if (together == 3) sums.template operator()<3>();
       if (together == 4) sums.template operator()<4>();
     }
-    if (score.masked) mend(item, rows, count, values, s);
+    if (score.masked) mend(item, rows, low, count, s);
   }
 
   // Scores into exponentials, -0 where masked; their maximum and sum go behind the row's part.
@@ -127,13 +158,13 @@ class DecodeAttention {
 
   // MR rows of probabilities times the values: as many columns at once as there are registers.
   template <int MR>
-  void weighted_sum(const A* probs, const T* values, index_t count, A* out) const {
+  void weighted_sum(const A* probs, const T* values, index_t count, A* out, bool add) const {
     constexpr int kWide = (kVecRegisters == 32 ? 16 : 8) / (MR == 3 ? 4 : MR);
     index_t d = 0;
     auto go = [&]<int NV>() {
       for (; Dv - d > (NV - 1) * L; d += NV * L)
-        row_tile<MR, NV>(probs, values + d, p.v_strides.row, count, out + d, width,
-                         int(std::min<index_t>(L, Dv - d - (NV - 1) * L)));
+        sum_rows<MR, NV>(probs, values + d, p.v_strides.row, count, out + d, width,
+                         int(std::min<index_t>(L, Dv - d - (NV - 1) * L)), add);
     };
     go.template operator()<kWide>();
     if constexpr (kWide > 4) go.template operator()<4>();
@@ -142,7 +173,8 @@ class DecodeAttention {
   }
 
   // A masked value that is not finite must not show: such rows are summed again without what is masked.
-  void mend(index_t item, index_t rows, index_t count, const T* values, const A* s) const {
+  void mend(index_t item, index_t rows, index_t low, index_t count, const A* s) const {
+    index_t pair = item / pieces, b = pair / p.kv_heads, head = pair % p.kv_heads;
     for (index_t r = 0; r < rows; ++r) {
       A* out = part(item, r);
       A wrong = 0;
@@ -152,7 +184,8 @@ class DecodeAttention {
       for (index_t j = 0; j < count; ++j) {
         A e = s[r * kPiece + j];
         if (__builtin_signbit(e)) continue;
-        for (index_t d = 0; d < Dv; ++d) out[d] += e * from_storage(values[j * p.v_strides.row + d]);
+        const T* value = row_at<T>(p, p.v, p.v_strides, b, head, low + j);
+        for (index_t d = 0; d < Dv; ++d) out[d] += e * from_storage(value[d]);
       }
     }
   }

@@ -10,6 +10,30 @@
 namespace seqkern::SEQKERN_ISA {
 namespace {
 
+// sums[m][u] = x[m] . q[u] for up to a register of int8 units, one after the other: their bytes are few, and a stream
+// that is read from end to end comes faster than several short ones side by side.
+template <int MR, class T>
+void int8_units(const T* x, const std::int8_t* q, int units, index_t depth, float* sums) {
+  constexpr int L = kLanes<float>, kStreams = 4;
+  for (int u = 0; u < units; ++u, q += depth) {
+    Vec<float> acc[MR][kStreams] = {};
+    index_t k = 0;
+    auto add = [&](int i, index_t at, auto read) {
+      Vec<float> w = read(q + at);
+#pragma GCC unroll 3
+      for (int m = 0; m < MR; ++m) acc[m][i] = read(x + m * depth + at) * w + acc[m][i];
+    };
+    for (; k + kStreams * L <= depth; k += kStreams * L)
+#pragma GCC unroll 4
+      for (int i = 0; i < kStreams; ++i) add(i, k + i * L, [](const auto* p) { return load(p); });
+    for (; k < depth; k += L) {
+      int n = int(std::min<index_t>(L, depth - k));
+      add(0, k, [n](const auto* p) { return load_n(p, n); });
+    }
+    for (int m = 0; m < MR; ++m) sums[m * L + u] = sum_lanes((acc[m][0] + acc[m][1]) + (acc[m][2] + acc[m][3]));
+  }
+}
+
 // y = epilogue(x W'), W stored [O, I].
 template <class T, class W>
 void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y, const Epilogue<T>& epilogue,
@@ -24,7 +48,13 @@ void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y,
       index_t u = b * L;
       int n = int(std::min<index_t>(L, O - u));
       A sums[kPackRows * L];
-      dot_product(M, x, I, weight + u * I, I, n, I, sums, L);
+      if constexpr (std::is_same_v<W, std::int8_t>) {
+        if (M == 1) int8_units<1>(x, weight + u * I, n, I, sums);
+        if (M == 2) int8_units<2>(x, weight + u * I, n, I, sums);
+        if (M == 3) int8_units<3>(x, weight + u * I, n, I, sums);
+      } else {
+        dot_product(M, x, I, weight + u * I, I, n, I, sums, L);
+      }
       epilogue.apply(sums, L, int(M), n, u, y, O, 0);
     }
   };

@@ -10,6 +10,8 @@ from .activation import *  # noqa: F403
 from .activation import __all__ as _activation
 from .attention import *  # noqa: F403
 from .attention import __all__ as _attention
+from .attention_paged import *  # noqa: F403
+from .attention_paged import __all__ as _attention_paged
 from .batch_norm import *  # noqa: F403
 from .batch_norm import __all__ as _batch_norm
 from .conv import *  # noqa: F403
@@ -28,6 +30,6 @@ from .rope import *  # noqa: F403
 from .rope import __all__ as _rope
 
 __all__ = [
-    *_activation, *_attention, *_batch_norm, *_conv, *_elementwise, *_layer_norm, *_layers, *_linear, *_recurrent,
-    *_rope,
+    *_activation, *_attention, *_attention_paged, *_batch_norm, *_conv, *_elementwise, *_layer_norm, *_layers,
+    *_linear, *_recurrent, *_rope,
 ]  # fmt: skip

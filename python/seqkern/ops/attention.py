@@ -76,18 +76,20 @@ class AttentionVarlenSaved(NamedTuple):
     out: Array
     lse: Array
     stats: Array
+    attn_mask: Array | None
     sinks: Array | None
     alibi_slopes: Array | None
     options: tuple[Any, ...]
 
 
 class AttentionVarlenGradients(NamedTuple):
-    """Gradients of the packed arrays, and of the sinks where there are any."""
+    """Gradients of the packed arrays, and of the sinks and an additive mask where there are any."""
 
     dquery: Array
     dkey: Array
     dvalue: Array
     dsinks: Array | None
+    dattn_mask: Array | None = None
 
 
 def _options(
@@ -292,52 +294,83 @@ def _unbroadcast(dmask: Array, s: ScaledDotProductAttentionSaved) -> Array:
 
 @public
 def attention_varlen(
-    query: Array, key: Array, value: Array, cu_seqlens_q: Array, cu_seqlens_kv: Array, *, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, causal: str | None = None, window: Window | None = None,
-    softcap: float | None = None, sinks: Array | None = None, alibi_slopes: Array | None = None,
-    dropout_seed: int | None = None, return_lse: bool = False, precision: str | None = None, out: Array | None = None,
+    query: Array, key: Array, value: Array, cu_seqlens_q: Array, cu_seqlens_kv: Array, *,
+    attn_mask: Array | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = True, causal: str | None = None, window: Window | None = None, softcap: float | None = None,
+    sinks: Array | None = None, alibi_slopes: Array | None = None, dropout_seed: int | None = None,
+    return_lse: bool = False, return_probs: bool = False, precision: str | None = None, out: Array | None = None,
 ) -> Any:  # fmt: skip
     """Attention within packed sequences: query ``[total_q, Hq, D]``, key and value ``[total_kv, Hkv, D or Dv]``.
 
     cu_seqlens_q, cu_seqlens_kv: integers ``[sequences + 1]``, 0 first, the totals last; sequence s has rows
-    cu[s] .. cu[s + 1]. Hq may be a multiple of Hkv. Options as in `scaled_dot_product_attention`; slopes ``[Hq]``.
-    Dropout counts elements in ``[sequences, Hq, longest query, longest key]``. Returns out ``[total_q, Hq, Dv]``,
-    with lse ``[Hq, total_q]`` if asked for.
+    cu[s] .. cu[s + 1]. Hq may be a multiple of Hkv unless enable_gqa is False. Options as in
+    `scaled_dot_product_attention`; slopes ``[Hq]`` or ``[sequences, Hq]``. attn_mask (broadcast to it), dropout's
+    elements and the probabilities are those of ``[sequences, Hq, longest query, longest key]``.
+    Returns out ``[total_q, Hq, Dv]`` or a tuple of it and, as asked for, lse ``[Hq, total_q]`` and the probabilities
+    before dropout, 0 past a sequence's rows and keys.
     """
     check_precision(_PACKED, precision)
     options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
-    out, lse, _ = _run_packed(
-        query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, return_lse, False, out
-    )
-    return (out, lse) if return_lse else out
+    out, lse, _, probs = _run_packed(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, attn_mask, enable_gqa, options, sinks, alibi_slopes,
+        return_lse, False, return_probs, out)  # fmt: skip
+    extras = [extra for extra in (lse, probs) if extra is not None]
+    return (out, *extras) if extras else out
 
 
 def _run_packed(
-    query: Array, key: Array, value: Array, cu_q: Array, cu_kv: Array, options: tuple[Any, ...],
-    sinks: Array | None, alibi_slopes: Array | None, with_lse: bool, with_stats: bool, out: Array | None,
-) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
+    query: Array, key: Array, value: Array, cu_q: Array, cu_kv: Array, attn_mask: Array | None, enable_gqa: bool,
+    options: tuple[Any, ...], sinks: Array | None, alibi_slopes: Array | None, with_lse: bool, with_stats: bool,
+    with_probs: bool, out: Array | None,
+) -> tuple[Array, Array | None, Array | None, Array | None]:  # fmt: skip
+    ranked = all(getattr(x, "ndim", 0) == 3 for x in (query, key))
+    if ranked and not enable_gqa and query.shape[1] != key.shape[1]:
+        raise ValueError(
+            f"{_PACKED}: key must have query's {query.shape[1]} heads when enable_gqa is False, got {key.shape[1]}"
+        )
     shape = (*query.shape[:-1], value.shape[-1]) if hasattr(query, "shape") and hasattr(value, "shape") else ()
-    out, lse, stats, _ = _cpu.attention_forward(
-        True, query, key, value, None, sinks, alibi_slopes, cu_q, cu_kv, options, with_lse, with_stats, False, out,
-        shape)  # fmt: skip
-    return out, lse, stats
+    mask = _packed_mask(query, cu_q, cu_kv, attn_mask)
+    out, lse, stats, probs = _cpu.attention_forward(
+        True, query, key, value, mask, sinks, alibi_slopes, cu_q, cu_kv, options, with_lse, with_stats, with_probs,
+        out, shape)  # fmt: skip
+    return out, lse, stats, probs
+
+
+def _packed_mask(query: Array, cu_q: Array, cu_kv: Array, mask: Array | None) -> Array | None:
+    """The mask as a view [sequences, Hq, longest query, longest key]; what is no such thing is left to the kernel."""
+    if not isinstance(mask, np.ndarray) or getattr(query, "ndim", 0) != 3:
+        return mask
+    borders = [cu for cu in (cu_q, cu_kv) if isinstance(cu, np.ndarray) and cu.ndim == 1 and cu.dtype.kind in "iu"]
+    if len(borders) < 2 or not all(map(len, borders)):
+        return mask
+    longest = (int(np.diff(cu.astype(np.int64)).max(initial=0)) for cu in borders)
+    want = (len(cu_q) - 1, query.shape[1], *longest)
+    try:
+        return np.broadcast_to(mask, want)
+    except ValueError:
+        raise ValueError(
+            f"{_PACKED}: attn_mask must be broadcastable to [sequences, heads, longest query, longest key] = "
+            f"{list(want)}, got {list(mask.shape)}"
+        ) from None
 
 
 @public
 def attention_varlen_forward(
-    query: Array, key: Array, value: Array, cu_seqlens_q: Array, cu_seqlens_kv: Array, *, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, causal: str | None = None, window: Window | None = None,
-    softcap: float | None = None, sinks: Array | None = None, alibi_slopes: Array | None = None,
-    dropout_seed: int | None = None, precision: str | None = None, out: Array | None = None,
+    query: Array, key: Array, value: Array, cu_seqlens_q: Array, cu_seqlens_kv: Array, *,
+    attn_mask: Array | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+    enable_gqa: bool = True, causal: str | None = None, window: Window | None = None, softcap: float | None = None,
+    sinks: Array | None = None, alibi_slopes: Array | None = None, dropout_seed: int | None = None,
+    precision: str | None = None, out: Array | None = None,
 ) -> tuple[Array, AttentionVarlenSaved]:  # fmt: skip
     """`attention_varlen`, and what `attention_varlen_backward` needs."""
     check_precision(_PACKED, precision)
     options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
-    out, lse, stats = _run_packed(
-        query, key, value, cu_seqlens_q, cu_seqlens_kv, options, sinks, alibi_slopes, True, True, out
-    )
+    out, lse, stats, _ = _run_packed(
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, attn_mask, enable_gqa, options, sinks, alibi_slopes, True,
+        True, False, out)  # fmt: skip
     return out, AttentionVarlenSaved(
-        query, key, value, cu_seqlens_q, cu_seqlens_kv, out, lse, stats, sinks, alibi_slopes, options)  # fmt: skip
+        query, key, value, cu_seqlens_q, cu_seqlens_kv, out, lse, stats, attn_mask, sinks, alibi_slopes,
+        options)  # fmt: skip
 
 
 @public
@@ -347,7 +380,12 @@ def attention_varlen_backward(dout: Array | None, saved: AttentionVarlenSaved) -
     saved_by(_PACKED, s, AttentionVarlenSaved)
     if dout is None:
         dout = np.zeros_like(s.out)
-    dq, dk, dv, _, dsinks = _cpu.attention_backward(
-        True, dout, s.query, s.key, s.value, None, s.sinks, s.alibi_slopes, s.cu_seqlens_q, s.cu_seqlens_kv,
-        s.options, s.out, s.stats, None)  # fmt: skip
-    return AttentionVarlenGradients(dq, dk, dv, dsinks)
+    mask, shape = _packed_mask(s.query, s.cu_seqlens_q, s.cu_seqlens_kv, s.attn_mask), None
+    own = () if s.attn_mask is None else tuple(getattr(s.attn_mask, "shape", ()))
+    if isinstance(mask, np.ndarray) and mask.dtype.kind != "b":
+        shape = (1,) * (4 - len(own)) + own
+    dq, dk, dv, dmask, dsinks = _cpu.attention_backward(
+        True, dout, s.query, s.key, s.value, mask, s.sinks, s.alibi_slopes, s.cu_seqlens_q, s.cu_seqlens_kv,
+        s.options, s.out, s.stats, shape)  # fmt: skip
+    dattn_mask = None if dmask is None else dmask.reshape(own)
+    return AttentionVarlenGradients(dq, dk, dv, dsinks, dattn_mask)

@@ -96,8 +96,12 @@ def _last(x: Array, dim: int, op: str) -> Array:
     return x if dim in (-1, x.ndim - 1) else np.moveaxis(x, dim, -1)
 
 
-def _softmax(x: Array, dim: int, log: bool) -> Array:
-    y = _cpu.softmax_forward(_last(x, dim, "log_softmax" if log else "softmax"), log)
+def _softmax(x: Array, dim: int, log: bool, out: Array | None = None) -> Array:
+    op = "log_softmax" if log else "softmax"
+    rows = _last(x, dim, op)
+    if out is not None and rows is not x:
+        raise ValueError(f"{op}: out must be None unless dim is the last axis, got dim {dim}")
+    y = _cpu.softmax_forward(rows, log, out)
     return y if dim in (-1, y.ndim - 1) else np.ascontiguousarray(np.moveaxis(y, -1, dim))
 
 
@@ -113,9 +117,12 @@ def _softmax_gradient(dy: Array | None, saved: SoftmaxSaved, log: bool) -> Softm
 
 
 @public
-def softmax(x: Array, dim: int = -1) -> Array:
-    """exp(x - max) / Σ exp(x - max) along `dim`, as torch's F.softmax. Another axis than the last is copied."""
-    return _softmax(x, dim, False)
+def softmax(x: Array, dim: int = -1, *, out: Array | None = None) -> Array:
+    """exp(x - max) / Σ exp(x - max) along `dim`, as torch's F.softmax. Another axis than the last is copied.
+
+    out: where y is written, contiguous and apart from x, for the last axis alone.
+    """
+    return _softmax(x, dim, False, out)
 
 
 @public
@@ -132,9 +139,9 @@ def softmax_backward(dy: Array | None, saved: SoftmaxSaved) -> SoftmaxGradients:
 
 
 @public
-def log_softmax(x: Array, dim: int = -1) -> Array:
-    """x - log Σ exp x along `dim`, as torch's F.log_softmax."""
-    return _softmax(x, dim, True)
+def log_softmax(x: Array, dim: int = -1, *, out: Array | None = None) -> Array:
+    """x - log Σ exp x along `dim`, as torch's F.log_softmax. out: as in `softmax`."""
+    return _softmax(x, dim, True, out)
 
 
 @public

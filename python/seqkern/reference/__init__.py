@@ -53,6 +53,7 @@ from .attention import (
     scaled_dot_product_attention_backward,
     scaled_dot_product_attention_forward,
 )
+from .attention_paged import attention_paged
 from .attention_varlen import (
     AttentionVarlenGradients,
     AttentionVarlenSaved,
@@ -252,6 +253,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_backward",
     "add_rms_norm_forward",
+    "attention_paged",
     "attention_varlen",
     "attention_varlen_backward",
     "attention_varlen_forward",

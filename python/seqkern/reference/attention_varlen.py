@@ -31,12 +31,13 @@ class AttentionVarlenSaved(NamedTuple):
 
 
 class AttentionVarlenGradients(NamedTuple):
-    """Gradients of the packed arrays, and dsinks `[Hq]` (None without sinks)."""
+    """Gradients of the packed arrays, dsinks `[Hq]` (None without sinks) and dattn_mask (None without a float one)."""
 
     dquery: Array
     dkey: Array
     dvalue: Array
     dsinks: Array | None
+    dattn_mask: Array | None = None
 
 
 def _pad(packed: Array, cu_seqlens: Array) -> Array:
@@ -118,4 +119,5 @@ def attention_varlen_backward(dout: Array | None, saved: AttentionVarlenSaved) -
         _pack(gradients.dkey, borders_kv),
         _pack(gradients.dvalue, borders_kv),
         gradients.dsinks,
+        gradients.dattn_mask,
     )
