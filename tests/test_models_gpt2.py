@@ -182,14 +182,6 @@ def test_errors_name_what_is_wrong(rng: Any, tmp_path: Any) -> None:
         GPT2.from_pretrained(tmp_path)
 
 
-def test_parameter_counts(rng: Any) -> None:
-    sizes = ((768, 12, 12), (1024, 24, 16), (1280, 36, 20), (1600, 48, 25))
-    counts = [models.count_parameters(GPT2Config(n_embd=e, n_layer=n, n_head=h)) for e, n, h in sizes]
-    assert counts == [124_439_808, 354_823_168, 774_030_080, 1_557_611_200]
-    small = make(rng)
-    assert models.count_parameters(small.config) == sum(p.data.size for p in small.parameters())
-
-
 def test_dropout_in_training_and_not_in_generation(rng: Any) -> None:
     model, ids = make(rng, embd_pdrop=0.3, attn_pdrop=0.3, resid_pdrop=0.3), rng.integers(0, 17, (2, 5))
     assert not np.array_equal(model(ids).logits, model(ids).logits)
@@ -251,3 +243,54 @@ def test_against_hugging_face(rng: Any, tmp_path: Any) -> None:
     expected_ids = theirs.generate(tensor, **options).numpy()
     greedy = ours.generate(ids, 6, temperature=0, attention_mask=mask, eos_token_id=16)
     np.testing.assert_array_equal(greedy, expected_ids)
+
+
+@pytest.mark.torch
+def test_gpt1_against_hugging_face(rng: Any, tmp_path: Any) -> None:
+    """Post-norm layers under GPT-1's names: outputs and all gradients in float64, files both ways, the cache."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    config = transformers.OpenAIGPTConfig(
+        vocab_size=17, n_positions=12, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3,
+        attn_implementation="eager",
+    )  # fmt: skip
+    theirs = transformers.OpenAIGPTLMHeadModel(config).double().eval()
+    for p in theirs.parameters():
+        if p.ndim == 1:
+            torch.nn.init.normal_(p, 0.5, 0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = GPT2.from_pretrained(tmp_path / "theirs")
+    assert not ours.config.norm_first and ours.config.activation_function == "gelu_new"
+    assert models.count_parameters(ours.config) == sum(p.data.size for p in ours.parameters())
+    ids, dlogits = rng.integers(0, 17, (2, 6)), rng.standard_normal((2, 6, 17))
+    expected = theirs(torch.from_numpy(ids), output_hidden_states=True, output_attentions=True)
+    found, pull = ours.vjp(ids, output_hidden_states=True, output_attentions=True)
+    np.testing.assert_allclose(found.logits, expected.logits.detach(), **CLOSE)
+    for field in ("hidden_states", "attentions"):
+        for a, b in zip(getattr(found, field), getattr(expected, field), strict=True):
+            np.testing.assert_allclose(a, b.detach(), **CLOSE)
+    (expected.logits * torch.from_numpy(dlogits)).sum().backward()
+    pull(dlogits)
+    grads = {n: p.grad.numpy() for n, p in theirs.named_parameters()}
+    assert set(grads) == {n for n, _ in ours.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        grad = parameter.grad.T if ours._transposed(name) else parameter.grad
+        np.testing.assert_allclose(grad, grads[name], rtol=1e-8, atol=1e-9 * abs(grads[name]).max(), err_msg=name)
+    ours.save_pretrained(tmp_path / "ours")
+    again = transformers.OpenAIGPTLMHeadModel.from_pretrained(tmp_path / "ours", dtype=torch.float64).eval()
+    np.testing.assert_allclose(again(torch.from_numpy(ids)).logits.detach(), expected.logits.detach(), **CLOSE)
+    greedy = ours.generate(ids, 5, temperature=0)
+    for t in range(6, 11):  # without the cache
+        np.testing.assert_array_equal(greedy[:, t], ours(greedy[:, :t]).logits[:, -1].argmax(-1))
+
+
+def test_gpt1_files(rng: Any, tmp_path: Any) -> None:
+    model = GPT2(GPT2Config.named("gpt1", **SIZES), rng=rng).eval()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "openai-gpt"
+    loaded, ids = GPT2.from_pretrained(tmp_path), rng.integers(0, 17, (2, 5))
+    assert loaded.config == model.config and "transformer.tokens_embed.weight" in loaded.state_dict()
+    np.testing.assert_array_equal(loaded(ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match="GPT-1's file knows no"):
+        GPT2(GPT2Config.named("gpt1", **SIZES, n_inner=5)).save_pretrained(tmp_path)

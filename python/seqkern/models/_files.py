@@ -15,6 +15,7 @@ import numpy as np
 
 from ..nn._arrays import to_numpy
 from ..nn.module import Module
+from ._mapped import forget, map_file
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -58,29 +59,61 @@ def load_model(
 
     ValueError says what is wrong with a file's content; a missing file is a FileNotFoundError.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = Path(path)
     weights_path = path / WEIGHTS_NAME if path.is_dir() else path
     if config is None:
         if not path.is_dir():
             raise ValueError(f"from_pretrained: '{path}' is not a folder, so config= is needed")
         config = read_config(path / CONFIG_NAME, config_type)
-    try:
-        return config, load_file(weights_path)
-    except SafetensorError as error:
-        raise ValueError(f"from_pretrained: '{weights_path}' is damaged: {error}") from error
+    return config, map_file(weights_path)
 
 
 def restore_model(
     model_type: Callable[..., M], config: Any, weights: dict[str, np.ndarray], like: str
 ) -> M:
-    """A model in eval mode with these weights; it has the dtype of the one called `like`."""
+    """A model in eval mode on these weights; it has the dtype of the one called `like`."""
     dtype = weights[like].dtype if like in weights else np.float32
-    model = model_type(config, dtype=dtype, rng=np.random.default_rng(0))
-    model.load_state_dict(weights)
+    model = model_type(config, dtype=dtype, rng=blank())
+    adopt(model, weights)
     return model.eval()
+
+
+def adopt(model: Module, weights: dict[str, np.ndarray]) -> None:
+    """As `load_state_dict`, but the arrays become the parameters' own where dtype and order allow.
+
+    `weights` is left empty, and the memory behind an array that had to be copied goes back: no weight is held twice.
+    """
+    _, values = model._checked_state(weights, True)
+    weights.clear()
+    for name in list(values):
+        entry, value = values.pop(name)
+        flags = value.flags
+        if value.dtype == entry.dtype and flags.c_contiguous and flags.aligned and flags.writeable:
+            entry.data = value
+        else:
+            entry.data = value.astype(entry.dtype, order="C")
+            forget(value)
+
+
+class Blank(np.random.Generator):
+    """A generator of zeros, for parameters that something else fills in: they take no memory until then."""
+
+    def uniform(self, *args: Any) -> Any:  # type: ignore[override]
+        return np.zeros(args[-1]).view(_Untouched)
+
+    def standard_normal(self, *args: Any) -> Any:  # type: ignore[override]
+        return np.zeros(args[-1]).view(_Untouched)
+
+
+class _Untouched(np.ndarray):
+    """Zeros that the system has not had to provide yet."""
+
+    def astype(self, dtype: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+        return np.zeros(self.shape, dtype)
+
+
+def blank() -> Blank:
+    return Blank(np.random.PCG64(0))
 
 
 def read_config(path: Path, config_type: type[C]) -> C:

@@ -14,24 +14,11 @@ import numpy as np
 
 from ..nn._arrays import Array, to_numpy
 from ..nn.int8_linear import Int8Linear
-from ..nn.module import Buffer, LoadResult, Module, Parameter
-from ._files import CONFIG_NAME, WEIGHTS_NAME, write_atomically
+from ..nn.module import Buffer, Module, Parameter
+from ._files import CONFIG_NAME, WEIGHTS_NAME, Blank, adopt, blank, write_atomically
+from ._mapped import map_file
 
 P = TypeVar("P", bound="PretrainedModel")
-
-
-class Blank(np.random.Generator):
-    """A generator of zeros, for parameters that something else fills in."""
-
-    def uniform(self, *args: Any) -> Any:  # type: ignore[override]
-        return np.zeros(args[-1])
-
-    def standard_normal(self, *args: Any) -> Any:  # type: ignore[override]
-        return np.zeros(args[-1])
-
-
-def blank() -> Blank:
-    return Blank(np.random.PCG64(0))
 
 
 class PretrainedModel(Module):
@@ -45,7 +32,7 @@ class PretrainedModel(Module):
     config: Any
     prefix: str = ""
     ignored: ClassVar[str] = r"$^"  # keys that hold no parameter
-    tied: ClassVar[dict[str, str]] = {}  # another name of a parameter -> its own
+    tied: Mapping[str, str] = {}  # another name of a parameter -> its own
 
     def _names(self) -> dict[str, str]:
         raise NotImplementedError
@@ -60,7 +47,9 @@ class PretrainedModel(Module):
         return False
 
     def initialise(self, std: float, rng: np.random.Generator) -> None:
-        """N(0, std) in matrices; biases stay 0, norms 1 and 0."""
+        """N(0, std) in matrices; biases stay 0, norms 1 and 0. Nothing is drawn for a model to be loaded."""
+        if isinstance(rng, Blank):
+            return
         for _, parameter in self.named_parameters():
             if len(parameter.shape) > 1:
                 parameter.data[...] = std * rng.standard_normal(parameter.shape)
@@ -69,15 +58,14 @@ class PretrainedModel(Module):
         """Name -> array in Hugging Face's form; the arrays are the parameters' own or views of them."""
         return {n: a.T if self._transposed(n) else a for n, a in super().state_dict().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadResult:
-        """As `Module.load_state_dict`; takes names with and without the model prefix."""
-        if not isinstance(state, Mapping):
-            raise TypeError(f"load_state_dict: state must be a mapping, got {type(state).__name__}")
-        values = self._accepted(state)
-        for name, value in values.items():
-            if self._transposed(name) and getattr(value, "ndim", 0) == 2:
-                values[name] = value.T
-        return super().load_state_dict(values, strict)
+    def _checked_state(self, state: Mapping[str, Any], strict: bool) -> Any:
+        """As `Module`'s; takes names with and without the model prefix."""
+        if isinstance(state, Mapping):
+            state = self._accepted(state)
+            for name, value in state.items():
+                if self._transposed(name) and getattr(value, "ndim", 0) == 2:
+                    state[name] = value.T
+        return super()._checked_state(state, strict)
 
     def _accepted(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The state under this model's own names, without what is no parameter."""
@@ -131,7 +119,7 @@ class PretrainedModel(Module):
         kinds = {value.dtype for value in weights.values() if value.dtype.kind in "fV"}
         dtype = kinds.pop() if len(kinds) == 1 and np.dtype(np.float16) not in kinds else np.float32
         model = cls(config, dtype=dtype, rng=blank())  # type: ignore[call-arg]
-        model.load_state_dict(weights)
+        adopt(model, weights)
         return model.eval()
 
     @classmethod
@@ -181,9 +169,6 @@ def refuse(values: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a folder (one file, or shards with their index) or of one file."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     files = [path]
     if path.is_dir():
         files, index = [path / WEIGHTS_NAME], path / f"{WEIGHTS_NAME}.index.json"
@@ -194,10 +179,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             files = [path / name for name in sorted(set(shards.values()))]
     weights: dict[str, np.ndarray] = {}
     for file in files:
-        try:
-            weights |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"from_pretrained: '{file}' is damaged: {error}") from error
+        weights |= map_file(file)
     return weights
 
 

@@ -11,8 +11,8 @@ from ..nn._attend import attend_vjp
 from ..nn._init import Initializer, check_size
 from ..nn._residual import chain_vjp, plus_dropout
 from ..nn.module import Pullback
+from ._files import blank
 from ._images import Pair
-from ._pretrained import blank
 from ._transformer import Layer, _join, _split, run_layers
 from ._windows import merge_order, relative_index, shift_mask, window_order
 

@@ -20,8 +20,9 @@ from ..nn._init import Initializer, check_choice
 from ..nn._residual import chain_vjp
 from ..nn.module import Parameter, Pullback
 from ._bert_config import ENCODER, HEADS, BERTConfig
+from ._files import blank
 from ._images import wide_sum
-from ._pretrained import PretrainedModel, blank
+from ._pretrained import PretrainedModel
 from ._transformer import ACTIVATIONS, Layer, ModelOutput, as_output_gradient, check_ids, key_mask, plus, run_layers
 
 
@@ -90,7 +91,7 @@ class BERT(PretrainedModel):
     Config = BERTConfig
     model_types: ClassVar[tuple[str, ...]] = tuple(ENCODER)
     ignored: ClassVar[str] = r"embeddings\.position_ids$|^cls\.seq_relationship\."
-    tied: ClassVar[dict[str, str]] = {
+    tied: Mapping[str, str] = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",

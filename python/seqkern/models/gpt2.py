@@ -1,6 +1,8 @@
 """GPT-2 (Radford et al. 2019): a causal language model of pre-norm layers with gelu's tanh form.
 
     x = wte[ids] + wpe[positions];  x = layers(x);  logits = LN(x) wteᵀ
+
+GPT-1 (Radford et al. 2018) has post-norm layers instead, and no LN after the last.
 """
 
 from __future__ import annotations
@@ -15,21 +17,38 @@ from .. import _random, ops
 from ..nn import Dropout, Embedding, Int8Linear, LayerNorm, ModuleList, quantize_int8_
 from ..nn._arrays import Array, array_module, to_numpy
 from ..nn._attend import KVCache
+from ..nn._init import check_choice
+from ..nn._residual import chain_vjp
 from ..nn.module import Pullback
-from ._pretrained import PretrainedModel, blank, known_fields, refuse
+from ._files import Blank, blank
+from ._pretrained import PretrainedModel, known_fields, refuse
 from ._sampling import check_sampling, evaluating, repetition_penalised, sample
 from ._transformer import Layer, ModelOutput, as_output_gradient, check_ids, key_mask, plus, run_layers
 
-NAMES = {
-    "wte": "wte", "wpe": "wpe", "norm": "ln_f", "layers.#.norm1": "h.#.ln_1", "layers.#.qkv": "h.#.attn.c_attn",
-    "layers.#.out": "h.#.attn.c_proj", "layers.#.norm2": "h.#.ln_2", "layers.#.fc1": "h.#.mlp.c_fc",
-    "layers.#.fc2": "h.#.mlp.c_proj",
+_LAYER = {
+    "layers.#.norm1": "h.#.ln_1", "layers.#.qkv": "h.#.attn.c_attn", "layers.#.out": "h.#.attn.c_proj",
+    "layers.#.norm2": "h.#.ln_2", "layers.#.fc1": "h.#.mlp.c_fc", "layers.#.fc2": "h.#.mlp.c_proj",
+}  # fmt: skip
+NAMES = _LAYER | {"wte": "wte", "wpe": "wpe", "norm": "ln_f"}
+GPT1_NAMES = _LAYER | {"wte": "tokens_embed", "wpe": "positions_embed"}
+GPT1_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}
+# n_embd, n_layer, n_head; of GPT-3 as Brown et al. 2020 print them in table 2.1, but for two slips: 24 heads for "xl"
+# and a width of 5140 for "13b", against heads of 128 features.
+SIZES = {
+    "gpt1": (768, 12, 12),
+    "gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-large": (1280, 36, 20), "gpt2-xl": (1600, 48, 25),
+    "gpt3-small": (768, 12, 12), "gpt3-medium": (1024, 24, 16), "gpt3-large": (1536, 24, 16),
+    "gpt3-xl": (2048, 24, 16), "gpt3-2.7b": (2560, 32, 32), "gpt3-6.7b": (4096, 32, 32), "gpt3-13b": (5120, 40, 40),
+    "gpt3-175b": (12288, 96, 96),
 }  # fmt: skip
 
 
 @dataclass
 class GPT2Config:
-    """Sizes of a GPT-2, under Hugging Face's names; n_inner None: 4 n_embd."""
+    """Sizes of a GPT-2, under Hugging Face's names; n_inner None: 4 n_embd.
+
+    norm_first False: GPT-1's layers and names. `GPT2Config.named("gpt2-xl")`: a published size of `SIZES`.
+    """
 
     vocab_size: int = 50257
     n_positions: int = 1024
@@ -44,6 +63,21 @@ class GPT2Config:
     resid_pdrop: float = 0.1
     initializer_range: float = 0.02
     eos_token_id: int | None = 50256
+    norm_first: bool = True
+
+    @classmethod
+    def named(cls, name: str, **changes: Any) -> GPT2Config:
+        """gpt1, gpt2 ... gpt2-xl, gpt3-small ... gpt3-175b.
+
+        Of GPT-3 this is the shape: every layer attends to all before, where every second one of theirs is banded.
+        """
+        check_choice(name, "name", tuple(SIZES))
+        sizes: dict[str, Any] = dict(zip(("n_embd", "n_layer", "n_head"), SIZES[name], strict=True))
+        if name == "gpt1":
+            sizes |= {"vocab_size": 40478, "n_positions": 512, "norm_first": False, "eos_token_id": None}
+        if name.startswith("gpt3"):
+            sizes["n_positions"] = 2048
+        return cls(**{**sizes, **changes})
 
     @property
     def inner(self) -> int:
@@ -52,16 +86,26 @@ class GPT2Config:
     def count_parameters(self) -> int:
         e, inner = self.n_embd, self.inner
         layer = (4 * e + 2 * inner) * e + 3 * e + e + inner + e + 4 * e
-        return (self.vocab_size + self.n_positions) * e + self.n_layer * layer + 2 * e
+        return (self.vocab_size + self.n_positions) * e + self.n_layer * layer + 2 * e * self.norm_first
 
     @classmethod
     def from_hf(cls, values: dict[str, Any]) -> GPT2Config:
+        if values.get("model_type") == "openai-gpt":
+            act = values.get("afn", "gelu")
+            given = {"activation_function": GPT1_ACTIVATIONS.get(act, act), "n_inner": None}
+            return cls.named("gpt1", **known_fields(cls, values) | given | {"norm_first": False})
         refuse(values, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
                         "add_cross_attention": False, "tie_word_embeddings": True})  # fmt: skip
         return cls(**known_fields(cls, values))
 
     def to_hf(self) -> dict[str, Any]:
-        return {**asdict(self), "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        values = asdict(self)
+        if values.pop("norm_first"):
+            return {**values, "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        act = next((afn for afn, act in GPT1_ACTIVATIONS.items() if act == values.pop("activation_function")), None)
+        if act is None or self.inner != 4 * self.n_embd:
+            raise ValueError("a GPT-1's file knows no activation_function but gelu_new, relu and silu, and no n_inner")
+        return {**values, "afn": act, "model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]}
 
 
 class GPT2(PretrainedModel):
@@ -73,31 +117,37 @@ class GPT2(PretrainedModel):
     """
 
     Config = GPT2Config
-    model_types: ClassVar[tuple[str, ...]] = ("gpt2",)
+    model_types: ClassVar[tuple[str, ...]] = ("gpt2", "openai-gpt")
     prefix = "transformer."
     ignored: ClassVar[str] = r"\.attn\.(masked_)?bias$"
-    tied: ClassVar[dict[str, str]] = {"lm_head.weight": "transformer.wte.weight"}
 
     def __init__(self, config: GPT2Config, *, dtype: Any = np.float32, rng: Any = None) -> None:
         c = self.config = config
+        self.tied = {"lm_head.weight": f"{self._names()['wte']}.weight"}
         self.wte = Embedding(c.vocab_size, c.n_embd, dtype=dtype, rng=blank())
         self.wpe = Embedding(c.n_positions, c.n_embd, dtype=dtype, rng=blank())
         self.dropout = Dropout(c.embd_pdrop)
         self.layers = ModuleList(
             Layer(c.n_embd, c.n_head, c.inner, activation=c.activation_function, eps=c.layer_norm_epsilon,
-                  norm_first=True, fused=True, causal=True, dropout=c.resid_pdrop, attention_dropout=c.attn_pdrop,
-                  dtype=dtype, rng=blank())
+                  norm_first=c.norm_first, fused=True, causal=True, dropout=c.resid_pdrop,
+                  attention_dropout=c.attn_pdrop, dtype=dtype, rng=blank())
             for _ in range(c.n_layer)
         )  # fmt: skip
-        self.norm = LayerNorm(c.n_embd, c.layer_norm_epsilon, dtype=dtype)
+        self.norm = LayerNorm(c.n_embd, c.layer_norm_epsilon, dtype=dtype) if c.norm_first else None
         self.int8_head: Int8Linear | None = None
         self.initialise(c.initializer_range, _random.default_rng() if rng is None else rng)
+
+    def initialise(self, std: float, rng: np.random.Generator) -> None:
+        super().initialise(std, rng)
+        if not self.config.norm_first or isinstance(rng, Blank):
+            return
         for layer in self.layers:  # the residual stream grows with depth: section 2.3
             for linear in (layer.out, layer.fc2):  # type: ignore[attr-defined]
-                linear.weight.data *= (2 * c.n_layer) ** -0.5
+                linear.weight.data *= (2 * self.config.n_layer) ** -0.5
 
     def _names(self) -> dict[str, str]:
-        return {ours: self.prefix + theirs for ours, theirs in NAMES.items()}
+        names = NAMES if self.config.norm_first else GPT1_NAMES
+        return {ours: self.prefix + theirs for ours, theirs in names.items()}
 
     def _transposed(self, name: str) -> bool:
         return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
@@ -158,7 +208,7 @@ class GPT2(PretrainedModel):
         x, entered, probs, pull_layers = run_layers(
             self.layers, x, mask, caches=cache, states=states, weights=weights, gradients=gradients
         )
-        y, pull_norm = self.norm.vjp(x)
+        y, pull_norm = chain_vjp(x, *([] if self.norm is None else [self.norm]))
 
         def pull(dy: Array | None, dstates: Any) -> None:
             dstates = [None] * (len(self.layers) + 1) if dstates is None else list(dstates)

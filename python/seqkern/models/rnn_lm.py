@@ -21,7 +21,7 @@ from ..nn import CrossEntropyLoss, Dropout, Embedding, Linear
 from ..nn._arrays import Array, array_module, check_array, shape_text, to_numpy
 from ..nn.module import Module, Pullback
 from ._files import load_model, restore_model, save_model
-from ._recurrent import RecurrentOutput, make_core, split_gradient
+from ._recurrent import RecurrentOutput, core_parameters, make_core, split_gradient
 from ._sampling import check_sampling, evaluating, sample
 
 
@@ -42,6 +42,12 @@ class RNNLMConfig:
     cell: str = "lstm"
     dropout: float = 0.0
     tie_weights: bool = False
+
+    def count_parameters(self) -> int:
+        embedded = self.embedding_size or 0
+        core = core_parameters(self.cell, embedded or self.vocab_size, self.hidden_size, self.num_layers)
+        head = self.vocab_size * (1 + self.hidden_size * (not self.tie_weights))
+        return self.vocab_size * embedded + core + head
 
 
 class RNNLM(Module):

@@ -23,7 +23,7 @@ from ..nn._arrays import Array, array_module, check_array, shape_text
 from ..nn._init import check_choice, check_size
 from ..nn.module import Module, Pullback
 from ._files import load_model, restore_model, save_model
-from ._recurrent import RecurrentOutput, hidden, make_core, split_gradient
+from ._recurrent import RecurrentOutput, core_parameters, hidden, make_core, split_gradient
 
 TASKS = ("many_to_one", "many_to_many", "one_to_many")
 
@@ -48,6 +48,12 @@ class SequenceModelConfig:
     task: str = "many_to_one"
     vocab_size: int = 0
     dropout: float = 0.0
+
+    def count_parameters(self) -> int:
+        """Without those of a front."""
+        directions = 2 if self.bidirectional else 1
+        core = core_parameters(self.cell, self.input_size, self.hidden_size, self.num_layers, directions)
+        return self.vocab_size * self.input_size + core + (directions * self.hidden_size + 1) * self.output_size
 
 
 class SequenceModel(Module):

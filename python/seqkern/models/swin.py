@@ -20,8 +20,9 @@ from ..nn import Conv2d, Dropout, LayerNorm, Linear, Module, ModuleList
 from ..nn._arrays import Array, array_module, shape_text
 from ..nn._init import Initializer, check_size
 from ..nn.module import Pullback
+from ._files import blank
 from ._images import ImageTransformer, Pair, as_pairs, checked_images, pair, resize_vjp, wide_sum
-from ._pretrained import blank, known_fields
+from ._pretrained import known_fields
 from ._swin_layers import SwinStage
 from ._transformer import ModelOutput, as_output_gradient, plus
 

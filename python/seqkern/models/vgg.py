@@ -21,8 +21,9 @@ from ..nn import BatchNorm2d, Conv2d, Dropout, Linear, MaxPool2d, Module, ReLU, 
 from ..nn._arrays import Array, array_module, shape_text
 from ..nn._init import check_size
 from ..nn.module import Pullback
+from ._files import Blank, blank
 from ._images import checked_images
-from ._pretrained import PretrainedModel, blank, known_fields
+from ._pretrained import PretrainedModel, known_fields
 from ._transformer import ModelOutput, as_output_gradient, plus
 
 _DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -104,6 +105,8 @@ class VGG(PretrainedModel):
 
     def _initialise(self, rng: np.random.Generator) -> None:
         """Convolutions N(0, 2 / (9 out_channels)) (He et al. 2015), linears N(0, 0.01²), as torchvision."""
+        if isinstance(rng, Blank):
+            return
         for parameter in self.parameters():
             if len(parameter.shape) > 1:
                 std = 0.01 if len(parameter.shape) == 2 else (2 / (9 * parameter.shape[0])) ** 0.5

@@ -19,8 +19,9 @@ from ..nn._arrays import Array, array_module, shape_text
 from ..nn._init import Initializer, check_choice, check_size
 from ..nn._residual import chain_vjp
 from ..nn.module import Pullback
+from ._files import blank
 from ._images import ImageTransformer, Pair, as_pairs, checked_images, pair, resize_vjp, wide_sum
-from ._pretrained import blank, known_fields
+from ._pretrained import known_fields
 from ._transformer import ACTIVATIONS, Layer, ModelOutput, as_output_gradient, plus, run_layers
 
 _LAYER = "encoder.layer.#."

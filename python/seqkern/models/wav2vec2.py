@@ -21,7 +21,8 @@ from ..nn._arrays import Array, array_module, check_array, check_shape, shape_te
 from ..nn._init import check_choice
 from ..nn._residual import chain_vjp
 from ..nn.module import Pullback
-from ._pretrained import PretrainedModel, blank, known_fields, refuse
+from ._files import blank
+from ._pretrained import PretrainedModel, known_fields, refuse
 from ._transformer import Layer, ModelOutput, as_output_gradient, plus, run_layers
 from ._wav2vec_layers import ConvLayer, PositionalConv
 

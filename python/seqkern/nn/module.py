@@ -206,6 +206,16 @@ class Module:
             written. ValueError names a key that is missing, unexpected (both only when `strict`)
             or of the wrong shape; TypeError one whose value is no floating-point array.
         """
+        result, values = self._checked_state(state, strict)
+        for entry, value in values.values():
+            data = entry.data
+            data[...] = value if isinstance(data, np.ndarray) else array_module(data).asarray(value)
+        return result
+
+    def _checked_state(
+        self, state: Mapping[str, Any], strict: bool
+    ) -> tuple[LoadResult, dict[str, tuple[Parameter | Buffer, np.ndarray]]]:
+        """What of the state is for whom, nothing written yet."""
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: state must be a mapping, got {type(state).__name__}")
         own = dict(self._state())
@@ -216,14 +226,11 @@ class Module:
         if strict:
             _refuse_wrong_keys(result, own)
         values = {
-            name: _checked_value(name, state[name], parameter)
-            for name, parameter in own.items()
+            name: (entry, _checked_value(name, state[name], entry))
+            for name, entry in own.items()
             if name in state
         }
-        for name, value in values.items():
-            data = own[name].data
-            data[...] = value if isinstance(data, np.ndarray) else array_module(data).asarray(value)
-        return result
+        return result, values
 
     def to(self: M, target: Any) -> M:
         """Move parameters and buffers to "cpu" or "cuda", or cast them to a floating dtype. Returns self.
@@ -274,7 +281,7 @@ def _checked_value(name: str, value: Any, parameter: Parameter | Buffer) -> np.n
             f"load_state_dict: '{name}' must be {shape_text(parameter.shape)}, "
             f"got {shape_text(array.shape)}"
         )
-    return array.astype(parameter.dtype, copy=False)
+    return array
 
 
 def _converter(target: Any) -> Callable[[Array], Array]:
