@@ -30,6 +30,7 @@ struct AttentionStrides {
 
 struct AttentionInputs {
   DType dtype = DType::f32;
+  Precision precision = Precision::highest;  // of both products of the forward pass; backward is at highest
   index_t batch = 0, heads = 0, kv_heads = 0, query_len = 0, key_len = 0, head_dim = 0, value_dim = 0;
   AttentionStrides q_strides, k_strides, v_strides, out_strides;  // out_strides: out and dout
   const void *q = nullptr, *k = nullptr, *v = nullptr;

@@ -15,6 +15,7 @@ struct AttentionOptions {
   std::string causal;
   index_t left, right;
   std::uint64_t seed;
+  Precision precision;
 
   explicit AttentionOptions(const py::tuple& t)
       : scale(t[0].cast<double>()),
@@ -23,12 +24,13 @@ struct AttentionOptions {
         causal(t[3].cast<std::string>()),
         left(t[4].cast<index_t>()),
         right(t[5].cast<index_t>()),
-        seed(t[6].cast<std::uint64_t>()) {}
+        seed(t[6].cast<std::uint64_t>()),
+        precision(as_precision("scaled_dot_product_attention", t[7].cast<std::string>())) {}
 
   void put(AttentionInputs& p) const {
     p.scale = scale, p.softcap = softcap, p.dropout = dropout, p.seed = seed;
     p.causal = !causal.empty(), p.bottom_right = causal == "bottom_right";
-    p.left = left, p.right = right;
+    p.left = left, p.right = right, p.precision = precision;
   }
 };
 

@@ -24,10 +24,10 @@
   X(gru_backward, RecurrentBackward)  \
   X(linear_forward, LinearForward)    \
   X(linear_backward, LinearBackward)  \
-  X(linear_int8, LinearInt8)
+  X(linear_int8, LinearInt8)          \
+  X(attention_forward, AttentionForward)
 
 #define SEQKERN_OTHER_KERNELS(X)                  \
-  X(attention_forward, AttentionForward)          \
   X(attention_backward, AttentionBackward)        \
   X(softmax_forward, SoftmaxForward)              \
   X(softmax_backward, SoftmaxBackward)            \

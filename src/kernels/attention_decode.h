@@ -5,15 +5,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "attention_pages.h"
-#include "attention_score.h"
-#include "cpu/thread_pool.h"
+#include "attention_rows.h"
 #include "dot.h"
 #include "gemm.h"
 
 namespace seqkern::SEQKERN_ISA {
 
-inline constexpr double kAttentionGrain = 1.0e5;
 inline constexpr index_t kFewRows = 8;
 
 inline bool decodes(const AttentionForward& p) {
@@ -107,8 +104,10 @@ class DecodeAttention {
     index_t count = high - low;
     stretches(p, low, high, [&](index_t j, index_t end) {
       const T* keys = row_at<T>(p, p.k, p.k_strides, b, head, j);
-      for (; j < end; j += L, keys += L * p.k_strides.row)
+      for (; j < end; j += L, keys += L * p.k_strides.row) {
+        prefetch(keys + L * p.k_strides.row, std::min<index_t>(L, end - j - L));
         dot_product(rows, query, D, keys, p.k_strides.row, int(std::min<index_t>(L, end - j)), D, s + j - low, kPiece);
+      }
     });
     for (index_t r = 0; r < rows; r += 4) {
       int together = int(std::min<index_t>(4, rows - r));
@@ -127,6 +126,14 @@ class DecodeAttention {
       if (together == 4) sums.template operator()<4>();
     }
     if (score.masked) mend(item, rows, low, count, s);
+  }
+
+  // The keys that come next, line by line: products walk down several at once, each a stream too short for the hardware
+  // to see.
+  SEQKERN_INLINE void prefetch(const T* keys, index_t count) const {
+    constexpr index_t kLine = 64 / sizeof(T);
+    for (index_t j = 0; j < count; ++j)
+      for (index_t d = 0; d < D; d += kLine) __builtin_prefetch(keys + j * p.k_strides.row + d);
   }
 
   // Scores into exponentials, -0 where masked; their maximum and sum go behind the row's part.

@@ -57,25 +57,4 @@ void row_product(index_t rows, const A* a, const W* w, index_t ldw, index_t dept
   if (rows == 3) row_product<3>(a, w, ldw, depth, columns, out, ldo);
 }
 
-// NV registers of columns at once, down the whole of w: for rows of w no longer than that.
-template <int MR, int NV, class W, class A = acc_t<W>>
-SEQKERN_INLINE void row_tile(const A* a, const W* w, index_t ldw, index_t depth, A* out, index_t ldo, int last) {
-  constexpr int L = kLanes<A>;
-  Vec<A> acc[MR][NV] = {};
-  auto step = [&](auto read_last) {
-    for (index_t k = 0; k < depth; ++k, a += MR, w += ldw) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        Vec<A> wv = v + 1 < NV ? load(w + v * L) : read_last(w + v * L);
-#pragma GCC unroll 4
-        for (int m = 0; m < MR; ++m) acc[m][v] = splat(a[m]) * wv + acc[m][v];
-      }
-    }
-  };
-  if (last == L) step([](const W* p) { return load(p); });
-  else step([last](const W* p) { return load_n(p, last); });
-  for (int m = 0; m < MR; ++m)
-    for (int v = 0; v < NV; ++v) store_n(out + m * ldo + v * L, acc[m][v], v + 1 < NV ? L : last);
-}
-
 }  // namespace seqkern::SEQKERN_ISA

@@ -10,6 +10,8 @@ u is the unit roundoff of the arithmetic, u_out that of bfloat16 results, gamma_
 - ds = P (dP - D): e_p (|dP| + |D|) + P (e_dP + e_D) + 4u·P (|dP| + |D|).
 - dq = scale Σ ds k: scale (Σ e_ds |k| + gamma_Lk·Σ|ds||k|), dk and dv likewise.
 
+A lower precision adds split·Σ|a||b| to the two products of the forward pass.
+
 Dropout multiplies P and dP by at most 1 / (1 - p); a soft cap has a slope of at most 1. Twice that for the terms of
 second order.
 """
@@ -27,7 +29,8 @@ def gamma(terms: float, unit: float) -> float:
 
 
 def attention_bounds(
-    arrays: tuple[Array, ...], options: dict[str, Any], dout: Array, dtypes: DTypes, stores_probs: bool = False
+    arrays: tuple[Array, ...], options: dict[str, Any], dout: Array, dtypes: DTypes, stores_probs: bool = False,
+    split: float = 0.0,
 ) -> dict[str, Array]:
     """Bounds by name; arrays and options in float64, shapes [B, H, L, D]."""
     from seqkern import reference
@@ -43,12 +46,12 @@ def attention_bounds(
     if options.get("alibi_slopes") is not None:
         bias = bias + options["alibi_slopes"].max(initial=0.0) * sum(probs.shape[-2:])
     size = scale * query @ key.swapaxes(-1, -2)
-    score = gamma(query.shape[-1] + 8, unit) * size + 16 * unit * (size + bias)
+    score = (gamma(query.shape[-1] + 8, unit) + split) * size + 16 * unit * (size + bias)
     worst = score.max(-1, initial=0.0, keepdims=True)
     tiny = float(np.finfo(dtypes.cell).smallest_normal)  # what is below may come out as 0
     prob = probs * (2 * worst + gamma(probs.shape[-1] + 16, unit)) + tiny
     stored, rounding = dtypes.storage * np.abs(out), dtypes.storage if stores_probs else 0.0
-    e_out = keep * (prob @ value + (gamma(probs.shape[-1], unit) + rounding) * (probs @ value)) + stored
+    e_out = keep * (prob @ value + (gamma(probs.shape[-1], unit) + rounding + split) * (probs @ value)) + stored
     upstream = np.abs(dout)
     width, rows = value.shape[-1], probs.shape[-2]
     dp = keep * upstream @ value.swapaxes(-1, -2)

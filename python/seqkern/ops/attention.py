@@ -94,7 +94,7 @@ class AttentionVarlenGradients(NamedTuple):
 
 def _options(
     op: str, query: Array, scale: float | None, is_causal: bool, causal: str | None, window: Window | None,
-    softcap: float | None, dropout_p: float, dropout_seed: int | None,
+    softcap: float | None, dropout_p: float, dropout_seed: int | None, precision: str | None,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Checked scalars, in the order the kernel's border takes them."""
     if causal not in (None, "top_left", "bottom_right"):
@@ -118,6 +118,7 @@ def _options(
         "top_left" if is_causal else causal or "",
         *_window(op, window),
         seed,
+        check_precision(op, precision),
     )
 
 
@@ -210,10 +211,12 @@ def scaled_dot_product_attention(
     Returns out, or a tuple of out and, as asked for, lse ``[..., Lq]`` (natural log of the denominator) and the
     probabilities before dropout. A row that sees nothing gives 0 and lse -inf (with a sink, its logit, unless the row
     is padding). What is masked may hold NaN.
+    precision: of the two products of the forward pass where the machine has a matrix unit (AMX), for blocks of rows;
+    bfloat16 arrays take one product of their own values there and of probabilities rounded to bfloat16, as GPUs do.
+    Elsewhere, while decoding, and backward, every mode is "highest".
     ValueError or TypeError for arguments that do not fit, naming the one.
     """
-    check_precision(_OP, precision)
-    options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed, precision)
     out, lse, _, probs = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
                               kv_lengths, return_lse, False, return_probs, out)  # fmt: skip
     extras = [extra for extra in (lse, probs) if extra is not None]
@@ -229,8 +232,7 @@ def scaled_dot_product_attention_forward(
     dropout_seed: int | None = None, precision: str | None = None, out: Array | None = None,
 ) -> tuple[Array, ScaledDotProductAttentionSaved]:  # fmt: skip
     """`scaled_dot_product_attention`, and what `scaled_dot_product_attention_backward` needs."""
-    check_precision(_OP, precision)
-    options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed, precision)
     out, lse, stats, _ = _run(query, key, value, attn_mask, enable_gqa, options, sinks, alibi_slopes, q_lengths,
                               kv_lengths, True, True, False, out)  # fmt: skip
     return out, ScaledDotProductAttentionSaved(
@@ -309,8 +311,7 @@ def attention_varlen(
     Returns out ``[total_q, Hq, Dv]`` or a tuple of it and, as asked for, lse ``[Hq, total_q]`` and the probabilities
     before dropout, 0 past a sequence's rows and keys.
     """
-    check_precision(_PACKED, precision)
-    options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed, precision)
     out, lse, _, probs = _run_packed(
         query, key, value, cu_seqlens_q, cu_seqlens_kv, attn_mask, enable_gqa, options, sinks, alibi_slopes,
         return_lse, False, return_probs, out)  # fmt: skip
@@ -363,8 +364,7 @@ def attention_varlen_forward(
     precision: str | None = None, out: Array | None = None,
 ) -> tuple[Array, AttentionVarlenSaved]:  # fmt: skip
     """`attention_varlen`, and what `attention_varlen_backward` needs."""
-    check_precision(_PACKED, precision)
-    options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed)
+    options = _options(_PACKED, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed, precision)
     out, lse, stats, _ = _run_packed(
         query, key, value, cu_seqlens_q, cu_seqlens_kv, attn_mask, enable_gqa, options, sinks, alibi_slopes, True,
         True, False, out)  # fmt: skip

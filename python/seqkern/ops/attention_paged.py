@@ -11,7 +11,6 @@ from typing import Any
 
 from seqkern import _cpu
 from seqkern._dispatch import public
-from seqkern._precision import check_precision
 
 from .attention import Array, Window, _options
 
@@ -40,8 +39,7 @@ def attention_paged(
     by side. Pages are read by stride where their last dimension is adjacent; anything else is copied, all of it.
     ValueError or TypeError for arguments that do not fit, a page number out of range among them; no page is then read.
     """
-    check_precision(_OP, precision)
-    options = _options(_OP, query, scale, is_causal, causal, window, softcap, 0.0, None)
+    options = _options(_OP, query, scale, is_causal, causal, window, softcap, 0.0, None, precision)
     result, lse = _cpu.attention_paged(
         query, key_pages, value_pages, block_table, kv_lengths, q_lengths, sinks, alibi_slopes, options, return_lse,
         out)  # fmt: skip
