@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import seqkern
-from seqkern import reference
+from seqkern import _cpu, reference
 from support.attention_bounds import attention_bounds
 from support.cases import BFLOAT16, FLOAT32, FLOAT64, Array, DTypes, generator
 from support.compare import assert_bitwise_equal, assert_matches
@@ -162,6 +162,27 @@ def test_threads(isa: str, case: tuple[Any, ...], threads: None) -> None:
     for count in (2, 3, 7, 2):
         seqkern.set_num_threads(count)
         assert_bitwise_equal(seqkern.attention_paged(**arrays, **options), want, f"{count} threads")
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=str)
+def test_failing_allocation(case: tuple[Any, ...]) -> None:
+    """The nth allocation fails: MemoryError, and the next call is right."""
+    arrays, options = make(case, "everything", FLOAT32)
+    want = seqkern.attention_paged(**arrays, **options)
+    failures = 0
+    try:
+        for nth in range(1, 21):
+            _cpu.fail_allocation(nth)
+            try:
+                got = seqkern.attention_paged(**arrays, **options)
+            except MemoryError:
+                failures += 1
+                _cpu.fail_allocation(0)
+                got = seqkern.attention_paged(**arrays, **options)
+            assert_bitwise_equal(got, want, f"after failure {nth}")
+    finally:
+        _cpu.fail_allocation(0)
+    assert failures > 2
 
 
 @pytest.mark.parametrize("side", ["start", "end"])
