@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import seqkern
 
-from . import ours, zoo
+from . import memory, ours, zoo
 from .report import LEGEND, milliseconds, percent, rows_table, table
 from .session import Candidate, RowSpec, Session, peer_candidate
 from .shapes import Read
@@ -82,12 +82,17 @@ ROWS = (
     ModelRow(zoo.GPT2, 1, 1, "decode"),
     ModelRow(zoo.LAYER, 8, 128, "train"),
     ModelRow(zoo.GPT2, 4, 64, "train"),
+    ModelRow(zoo.LSTM, 32, 50, "train"),
 )
 
 
 def run(session: Session) -> None:
-    """Mode after mode, then where the time of an encoder layer goes."""
+    """Mode after mode, then the memory of each row and where the time of an encoder layer goes."""
     rows = QUICK if session.options.quick else ROWS
+    absent = [name for name in ("torch.compile", "ctranslate2") if name not in session.names()]
+    if absent and session.peers:
+        session.note(f"{' and '.join(absent)} did not take part: name them in --against")
+    measured: list[tuple[ModelRow, str, Mode]] = []
     for name, mode in MODES.items():
         specs = [row_spec(session, row, name, mode) for row in rows if row.kind in mode.kinds]
         results = session.run(session.wanted(specs), f"models {name}")
@@ -95,6 +100,10 @@ def run(session: Session) -> None:
             print(f"\nmodels (batch,length), {mode.title}, {session.options.threads} threads; {LEGEND}")
             print("read bw: the time of merely reading the weights, over ours\n")
             print(rows_table(results, session.names(), [NO_TARGET] * len(results)))
+        labels = {result.spec.label for result in results}
+        measured += [(row, name, mode) for row in rows if row.kind in mode.kinds and row.label in labels]
+    if measured:
+        memory.print_table(measured, CONTEXT)
     for layer in (row for row in rows if row.model == zoo.LAYER and row.kind == "forward"):
         if session.wanted([row_spec(session, layer, "fp32", MODES["fp32"])]):
             print_where(layer, session.options.threads)
@@ -121,27 +130,27 @@ def row_spec(session: Session, row: ModelRow, name: str, mode: Mode) -> RowSpec:
 def candidates(session: Session, row: ModelRow, mode: Mode) -> list[Candidate]:
     """Ours first, then the peers that run the model."""
     task, threads = row.task(mode), session.options.threads
-    mine, job = {
-        "forward": (forward_entry, "model"),
-        "decode": (decode_entry, "model_decode"),
-        "train": (train_entry, "model_train"),
-    }[row.kind]
+    job = {"forward": "model", "decode": "model_decode", "train": "model_train"}[row.kind]
     return [
-        Candidate(ours.NAME, partial(mine, task), ours.settings(threads, mode.precision)),
+        Candidate(ours.NAME, partial(entry_of(row.kind), task), ours.settings(threads, mode.precision)),
         *(peer_candidate(peer, threads, job, task) for peer in session.peers),
     ]
 
 
-def forward_entry(task: ModelTask) -> Entry:
-    """`model(x)`; results: logits, or the last hidden state."""
-    module = zoo.our_module(task)
+def entry_of(kind: str) -> Callable[..., Entry]:
+    return {"forward": forward_entry, "decode": decode_entry, "train": train_entry}[kind]
+
+
+def forward_entry(task: ModelTask, module: Any = None) -> Entry:
+    """`model(x)`; results: logits, or the last hidden state. module: instead of one with torch's weights."""
+    module = module or zoo.our_module(task)
     x = task.x if task.x.dtype.kind == "i" else ours.cast(task.x, task.dtype)
     return Entry(lambda: module(x), lambda: [ours.as_float32(zoo.first_array(module(x)))])
 
 
-def decode_entry(task: ModelTask) -> Entry:
+def decode_entry(task: ModelTask, module: Any = None) -> Entry:
     """One token against a cache of `CONTEXT` others, which is put back after every call; results: logits."""
-    module = zoo.our_module(task)
+    module = module or zoo.our_module(task)
     if task.int8:
         module.quantize_int8()
     cache = module.new_cache()
@@ -155,9 +164,9 @@ def decode_entry(task: ModelTask) -> Entry:
     return Entry(call, lambda: [ours.as_float32(call())])
 
 
-def train_entry(task: ModelTask) -> Entry:
+def train_entry(task: ModelTask, module: Any = None) -> Entry:
     """`vjp` and its pullback; results: the output."""
-    module = zoo.our_module(task)
+    module = module or zoo.our_module(task)
 
     def call() -> Array:
         module.zero_grad()

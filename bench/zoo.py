@@ -13,9 +13,10 @@ import seqkern
 
 from .tasks import Array, UnsupportedError
 
-LAYER = "encoder layer"  # torch.nn's; the others are Hugging Face's
+LAYER = "encoder layer"  # torch.nn's, as is LSTM; the others are Hugging Face's
 GPT2, BERT, VIT, SWIN = "gpt2", "bert-base", "vit-b/16", "swin-t"
-VOCABULARY = {GPT2: 50257, BERT: 30522}
+LSTM, UNITS = "char-lstm 512", 512
+VOCABULARY = {GPT2: 50257, BERT: 30522, LSTM: 128}
 IMAGE = (3, 224, 224)
 # By model: transformers' config and class, and ours.
 _HUGGING_FACE = {
@@ -48,6 +49,8 @@ def torch_module(model: str) -> Any:
     torch.manual_seed(0)
     if model == LAYER:
         return torch.nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, batch_first=True).eval()
+    if model == LSTM:
+        return torch_language_model()
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
@@ -55,6 +58,23 @@ def torch_module(model: str) -> Any:
     config_name, class_name, _ = _HUGGING_FACE[model]
     config = getattr(transformers, config_name)(attn_implementation="sdpa")
     return getattr(transformers, class_name)(config).eval()
+
+
+def torch_language_model() -> Any:
+    """`seqkern.models.RNNLM` in torch: an embedding, an LSTM and a head, under the same names."""
+    import torch
+
+    class LanguageModel(torch.nn.Module):  # type: ignore[misc]  # without torch it is Any
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(VOCABULARY[LSTM], 64)
+            self.rnn = torch.nn.LSTM(64, UNITS, batch_first=True)
+            self.head = torch.nn.Linear(UNITS, VOCABULARY[LSTM])
+
+        def forward(self, ids: Any) -> Any:
+            return self.head(self.rnn(self.embedding(ids))[0])
+
+    return LanguageModel().eval()
 
 
 @contextmanager
@@ -76,17 +96,44 @@ def our_module(task: ModelTask) -> Any:
         theirs = torch_module(task.model)
     except (ImportError, UnsupportedError):
         theirs = None
-    if task.model == LAYER:
-        module: Any = seqkern.nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, batch_first=True)
-    else:
-        cls = getattr(seqkern.models, _HUGGING_FACE[task.model][2], None)
-        if cls is None:
-            raise UnsupportedError("seqkern has no such model yet")
-        module = cls(cls.Config.from_hf(theirs.config.to_dict()) if theirs is not None else cls.Config())
+    module = bare_module(task.model, getattr(theirs, "config", None))
     if theirs is not None:
         module.load_state_dict({name: value.numpy() for name, value in theirs.state_dict().items()})
+    return ready(module, task)
+
+
+def bare_module(model: str, config: Any = None, rng: Any = None) -> Any:
+    """Ours, with weights of its own; config: transformers', by default the same sizes."""
+    if model == LAYER:
+        return seqkern.nn.TransformerEncoderLayer(768, 12, 3072, dropout=0.0, batch_first=True, rng=rng)
+    if model == LSTM:
+        return seqkern.models.RNNLM(seqkern.models.RNNLMConfig(VOCABULARY[LSTM], 64, UNITS), rng=rng)
+    cls = getattr(seqkern.models, _HUGGING_FACE[model][2])
+    return cls(cls.Config() if config is None else cls.Config.from_hf(config.to_dict()), rng=rng)
+
+
+def ready(module: Any, task: ModelTask) -> Any:
     module.eval()
     return module.to(task.dtype) if task.dtype != "float32" else module
+
+
+def filled_module(task: ModelTask) -> Any:
+    """Ours with a constant in every weight, made without anything beside it."""
+    from seqkern.models._files import blank
+
+    module = bare_module(task.model, rng=blank())
+    for parameter in module.parameters():
+        parameter.data[...] = 0.01
+    return ready(module, task)
+
+
+def parameters(model: str) -> int:
+    """How many the model has, counted without making it."""
+    if model == LAYER:
+        return 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+    if model == LSTM:
+        return seqkern.models.count_parameters(seqkern.models.RNNLMConfig(VOCABULARY[LSTM], 64, UNITS))
+    return seqkern.models.count_parameters(getattr(seqkern.models, _HUGGING_FACE[model][2]).Config())
 
 
 def first_array(output: Any) -> Any:

@@ -87,7 +87,7 @@ class Training:
 
     settings: for JSON; a checkpoint is only resumed under the same settings.
     carry: arrays that go from step to step beside the parameters, such as recurrent states.
-    history: curve name -> list of (step, loss).
+    history: curve name -> list of (step, loss), and the gradients' norm at every step, before it was clipped.
     held_out: the loss when it was last evaluated.
     interrupted: whether Ctrl-C ended the run.
     """
@@ -102,7 +102,7 @@ class Training:
     interrupted: bool = False
     carry: dict[str, np.ndarray] = field(default_factory=dict)
     history: dict[str, list[tuple[float, float]]] = field(
-        default_factory=lambda: {"training": [], "held out": []}
+        default_factory=lambda: {"training": [], "held out": [], "gradient norm": []}
     )
 
     def save(self) -> None:
@@ -162,11 +162,12 @@ class Training:
                 loss = compute(self.step)
                 if not np.isfinite(loss):
                     raise SystemExit(f"the loss is {loss} at step {self.step}: try a smaller --lr")
-                optim.clip_grad_norm_(self.model.parameters(), args.clip)
+                norm = optim.clip_grad_norm_(self.model.parameters(), args.clip)
                 self.optimizer.lr = args.lr * schedule(progress)
                 self.optimizer.step()
                 self.step += 1
                 self.history["training"].append((self.step, loss))
+                self.history["gradient norm"].append((self.step, norm))
                 self.seconds = time.perf_counter() - start
                 bar.advance(self._progress(args), self.step, loss)
                 if self.step % args.every == 0:
@@ -198,22 +199,27 @@ class Training:
             bar.write(report())
 
     def plot(self, path: str, *, title: str, ylabel: str) -> bool:
-        """Save the loss curves, the training loss as a running mean; whether that could be done."""
+        """Save the loss curves, training's as a running mean, above the gradients' norm; whether that could be done."""
         if not path or not self.history["training"]:
             return False
-        steps, losses = np.array(self.history["training"]).T
-        width = max(1, len(losses) // 200)
-        mean = np.convolve(losses, np.ones(width) / width, mode="valid")
-        curves: dict[str, Any] = {"training": (steps[width - 1 :], mean)}
+        curves = {"training": smooth(self.history["training"])}
         if self.history["held out"]:
             curves["held out"] = tuple(np.array(self.history["held out"]).T)
+        norms = smooth(self.history["gradient norm"])
         try:
-            plot.loss_curves(curves, path, title=title, ylabel=ylabel)
+            plot.loss_curves(curves, path, title=title, ylabel=ylabel, gradient_norms=norms)
         except ImportError as error:
             print(f"no picture: {error}")
             return False
         print(f"loss curve: {path}")
         return True
+
+
+def smooth(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and the running mean over a two-hundredth of them."""
+    steps, values = np.array(points).T
+    width = max(1, len(values) // 200)
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
 
 
 def read_checkpoint(path: Path | None) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:

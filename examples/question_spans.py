@@ -4,8 +4,8 @@
     python examples/question_spans.py --task summary
 
 The stories are made, on three people, with one fact of each kind. A question asks for a fact, and its answer is a
-run of words of the story (span head). A summary is of one person: every sentence on that person, also those that
-only say "and then they", which go on from the sentence before (token head, at the first word of each sentence).
+run of words of the story (span head). A summary is of one person: every sentence that names that person, also as the
+second of two who met (token head, at the first word of each sentence). Token types number the sentences.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FACTS: dict[str, tuple[str, list[list[str]]]] = {
     "when does {} arrive ?": ("arrives on", [DAYS, ["at"], ["noon", "six", "ten"]]),
     "what does {} own ?": ("owns", [COUNTS, COLOURS, ANIMALS]),
 }
-LENGTH = 80
+LENGTH, SENTENCES = 80, 14
 CLS, SEP = "[cls]", "[sep]"
-_TEXT = " ".join([*FACTS, *(before for before, _ in FACTS.values()), "tell about . and then they", CLS, SEP])
+_TEXT = " ".join([*FACTS, *(before for before, _ in FACTS.values()), "tell about met .", CLS, SEP])
 _DRAWN = [word for _, drawn in FACTS.values() for words in drawn for word in words]
 WORDS = ["[pad]", *sorted({*_TEXT.replace("{}", "").split(), *_DRAWN, *NAMES, *AFTERWARDS})]
 IDS = {word: k for k, word in enumerate(WORDS)}
 
 
 class Story:
-    """sentences: lists of words; people: whom each is about."""
+    """sentences: lists of words; people: whom each names."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.sentences: list[list[str]] = []
-        self.people: list[str] = []
+        self.people: list[tuple[str, ...]] = []
         self.facts: dict[int, tuple[str, int, int]] = {}  # sentence -> question, first and last word of the answer
         people = rng.choice(NAMES, 3, replace=False)
         for fact in rng.permutation([*FACTS, "", "", ""]):
@@ -54,22 +54,24 @@ class Story:
             words, answer = [name, *before.split()], [str(rng.choice(choice)) for choice in drawn]
             if fact:
                 self.facts[len(self.sentences)] = (fact.format(name), len(words), len(words) + len(answer) - 1)
-            self._add(name, [*words, *answer, "."])
+            self._add([*words, *answer, "."], name)
             if rng.random() < 1 / 3:
-                self._add(name, ["and", "then", "they", str(rng.choice(AFTERWARDS)), "."])
+                one, other = map(str, rng.choice(people, 2, replace=False))
+                self._add([one, "met", other, "."], one, other)
 
-    def _add(self, name: str, words: list[str]) -> None:
-        self.people.append(name)
+    def _add(self, words: list[str], *names: str) -> None:
+        self.people.append(names)
         self.sentences.append(words)
 
     def coded(self, request: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """ids and token types [LENGTH], and where each sentence starts."""
+        """ids, token types [LENGTH], 0 for the request and then the sentence's number, and where each starts."""
         head = [CLS, *request.split(), SEP]
         starts = np.cumsum([len(head)] + [len(s) for s in self.sentences[:-1]])
         words = [*head, *(word for s in self.sentences for word in s), SEP]
         ids, types = np.zeros(LENGTH, np.int64), np.zeros(LENGTH, np.int64)
         ids[: len(words)] = [IDS[word] for word in words]
-        types[len(head) : len(words)] = 1
+        for number, start in enumerate(starts):
+            types[start : len(words)] = number + 1
         return ids, types, list(starts)
 
 
@@ -83,10 +85,10 @@ def question(story: Story, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
 
 def summary(story: Story, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids, types, and per place [LENGTH] whether the sentence that starts there belongs, -100 elsewhere."""
-    person = str(rng.choice(story.people))
+    person = str(rng.choice([name for names in story.people for name in names]))
     ids, types, starts = story.coded(f"tell about {person}")
     wanted = np.full(LENGTH, -100, np.int64)
-    wanted[starts] = [name == person for name in story.people]
+    wanted[starts] = [person in names for names in story.people]
     return ids, types, wanted
 
 
@@ -136,6 +138,7 @@ def bert(args: argparse.Namespace) -> Training:
     config = models.BERTConfig(
         vocab_size=len(WORDS), hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=4,
         intermediate_size=4 * args.hidden, max_position_embeddings=LENGTH, initializer_range=0.1,
+        type_vocab_size=1 + SENTENCES,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, head="span" if args.task == "question" else "token",
     )  # fmt: skip
     settings = {"config": vars(config), "batch": args.batch, "lr": args.lr, "seed": args.seed}

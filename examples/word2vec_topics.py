@@ -3,10 +3,11 @@
     python examples/word2vec_topics.py
     python examples/word2vec_topics.py --loss softmax --text FILE
 
-Prints the nearest neighbours of a few words and two scores over pairs of words that belong together:
-the mean reciprocal rank of one among the neighbours of the other (1: always the nearest). Beside them
-stand two count-based baselines from the same windows: the words' rows of co-occurrence counts, and those
-rows weighted by positive pointwise mutual information.
+Prints the nearest neighbours of a few words and scores over pairs of words that belong together: the mean
+reciprocal rank of one among the neighbours of the other (1: always the nearest), of the words' vectors and of their
+sum with what the output layer has for them. Beside them stand count-based baselines from the same windows: the
+words' rows of co-occurrence counts; those rows weighted by positive pointwise mutual information (PPMI), which are as
+long as the vocabulary; and both cut by singular values to the length of the vectors, which is the fair comparison.
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def count_baselines(ids: np.ndarray, words: int, window: int) -> tuple[np.ndarra
     return counts, np.log(np.maximum(counts * row.sum() / np.maximum(row * row.T, 1e-12), 1))
 
 
+def shortened(rows: np.ndarray, size: int) -> np.ndarray:
+    """The best approximation of the rows by so many numbers each."""
+    left, values, _ = np.linalg.svd(rows)
+    return left[:, :size] * values[:size]
+
+
 def main() -> None:
     options = parser(__doc__, hidden=64, steps=3600, every=300, batch=2048, lr=5e-3, plot="word2vec_topics.png")
     options.add_argument("--text", type=Path, help="any UTF-8 text (default: pydoc's topics)")
@@ -112,7 +119,10 @@ def main() -> None:
     pairs = [(number[a], number[b]) for a, b in named if a in number and b in number]
     if pairs:
         counts, pmi = count_baselines(ids, len(config.words), args.window)
-        scores = {"word2vec": model.embedding.weight.data, "counts": counts, "PPMI": pmi}
+        vectors, size = model.embedding.weight.data, args.hidden
+        scores = {"word2vec": vectors, "with the output layer's": vectors + model.output.weight.data,
+                  f"counts cut to {size}": shortened(counts, size), f"PPMI cut to {size}": shortened(pmi, size),
+                  f"counts, {len(counts)} long": counts, f"PPMI, {len(counts)} long": pmi}  # fmt: skip
         text = ", ".join(f"{name} {reciprocal_rank(v, pairs):.3f}" for name, v in scores.items())
         print(f"mean reciprocal rank over {len(pairs)} pairs: {text}")
     training.plot(args.plot, title=f"skip-gram, {args.loss}", ylabel="loss per pair")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,9 @@ class TestAgreement:
         assert tasks.disagreement(mine, theirs, way.dtype) is None
 
     @pytest.mark.torch
-    @pytest.mark.parametrize("peer", ["torch", "onnxruntime", "openvino"])
+    @pytest.mark.parametrize(
+        "peer", ["torch", "onnxruntime", "openvino", pytest.param("torch.compile", marks=pytest.mark.slow)]
+    )
     def test_peers_run_the_encoder_layer_we_run(self, peer: str) -> None:
         if peers.missing(peer):
             pytest.skip(f"not installed: {', '.join(peers.missing(peer))}")
@@ -148,12 +151,27 @@ class TestAgreement:
         assert tasks.disagreement(mine, loaded.entry("model", task).results(), "float32") is None
 
     @pytest.mark.torch
-    def test_torch_trains_the_encoder_layer_we_train(self) -> None:
+    @pytest.mark.parametrize("model", ["LAYER", "LSTM"])
+    def test_torch_trains_the_model_we_train(self, model: str) -> None:
         (torch,), _ = peers.load(["torch"], threads=1)
         models = bench_module("models")
-        task = models.ModelRow(bench_module("zoo").LAYER, 2, 3, "train").task(models.MODES["train"])
+        task = models.ModelRow(getattr(bench_module("zoo"), model), 2, 3, "train").task(models.MODES["train"])
         mine = models.train_entry(task).results()
         assert tasks.disagreement(mine, torch.entry("model_train", task).results(), "float32") is None
+
+    @pytest.mark.slow
+    @pytest.mark.torch
+    @pytest.mark.parametrize("row", [("GPT2", 1, 5, "forward"), ("GPT2", 1, 1, "decode"), ("BERT", 2, 5, "forward")])
+    def test_ctranslate2_runs_the_models_we_run(self, row: Any) -> None:
+        pytest.importorskip("ctranslate2")
+        models, zoo = bench_module("models"), bench_module("zoo")
+        (loaded,), _ = peers.load(["ctranslate2"], threads=1)
+        name, *sizes, kind = row
+        for mode in ("fp32", "int8") if kind == "decode" else ("fp32",):
+            task = models.ModelRow(getattr(zoo, name), *sizes, kind).task(models.MODES[mode])
+            mine = models.entry_of(kind)(task).results()
+            theirs = loaded.entry("model_decode" if kind == "decode" else "model", task).results()
+            assert tasks.disagreement(mine, theirs, "float32" if mode == "fp32" else "bfloat16") is None
 
     def test_where_the_time_goes_leaves_the_kernels_as_they_were(self) -> None:
         import seqkern
@@ -197,3 +215,31 @@ class TestAgreement:
 def test_every_family_can_be_run() -> None:
     for family in cli.FAMILIES.values():
         assert callable(bench_module(family.module.removeprefix(".")).run)
+
+
+class TestMemory:
+    def test_counts(self) -> None:
+        """A layer's 12 E^2 and some weights; 9 E + 2 inner floats per token, of one layer or of all."""
+        memory, models, zoo = bench_module("memory"), bench_module("models"), bench_module("zoo")
+        weights, activations = memory.counted(models.ModelRow(zoo.LAYER, 2, 128), 4, False, 0)
+        assert weights == 4 * sum(p.data.size for p in zoo.bare_module(zoo.LAYER).parameters())
+        assert activations == 4 * 256 * (9 * 768 + 2 * 3072)
+        weights, activations = memory.counted(models.ModelRow(zoo.GPT2, 4, 64, "train"), 4, False, 0)
+        assert weights == 2 * 4 * 124_439_808
+        assert activations == 4 * 256 * (13 * (9 * 768 + 2 * 3072) + 2 * 50257)
+        whole, _ = memory.counted(models.ModelRow(zoo.GPT2, 1, 1, "decode"), 2, False, 128)
+        assert whole == 2 * 124_439_808
+        int8, cache = memory.counted(models.ModelRow(zoo.GPT2, 1, 1, "decode"), 4, True, 128)
+        assert int8 == 124_439_808 + 4 * (50257 + 1024) * 768 and cache > 4 * 12 * 2 * 768 * 129
+        swin, _ = memory.counted(models.ModelRow(zoo.SWIN, 1), 4, False, 0)
+        assert swin == 4 * 28_288_354
+        assert zoo.parameters(zoo.LSTM) == sum(p.data.size for p in zoo.bare_module(zoo.LSTM).parameters())
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+    @pytest.mark.parametrize("kind", ["forward", "train"])
+    def test_measured_is_what_was_counted(self, kind: str) -> None:
+        """Up to a few MiB for the code loaded on the way and the kernels' scratch."""
+        memory, models, zoo = bench_module("memory"), bench_module("models"), bench_module("zoo")
+        row, mode = models.ModelRow(zoo.LAYER, 8, 128, kind), models.MODES["fp32" if kind == "forward" else "train"]
+        total = sum(memory.counted(row, 4, False, 0))
+        assert 0.8 * total < memory.measured(row, mode) < total + (32 << 20)

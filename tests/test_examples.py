@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +21,11 @@ from seqkern import models, optim
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
+MESSAGES = {
+    "Yes": "Oui", "abbrev. month\4June": "juin", "Database error": "Erreur de base de données",
+    "%(count)d items": "%(count)d éléments", "Today\u2019s news": "Nouvelles d\u2019aujourd\u2019hui", "Empty": "",
+    "%d user\0%d users": "%d utilisateur\0%d utilisateurs", "A message of too many words": "Un message trop long",
+}  # fmt: skip
 TINY = ["--hidden", "8", "--batch", "4", "--every", "3", "--plot", ""]
 
 
@@ -45,8 +51,8 @@ def run(folder: Path, name: str, *args: str) -> str:
     "name",
     [
         "caption_shapes.py", "char_rnn.py", "date_rewriting.py", "digits_rows.py", "digits_vit.py",
-        "draw_from_vector.py", "forecast.py", "moving_objects.py", "question_spans.py", "tones.py",
-        "word2vec_topics.py",
+        "draw_from_vector.py", "forecast.py", "gpt_vs_lstm.py", "moving_objects.py", "question_spans.py", "tones.py",
+        "word2vec_topics.py", "word_translation.py",
     ],
 )  # fmt: skip
 def test_help(name: str, tmp_path: Path) -> None:
@@ -91,6 +97,9 @@ def test_char_rnn_draws_its_curve(tmp_path: Path) -> None:
         ("question_spans.py", "answers exactly right", []),
         ("question_spans.py", "summaries exactly right", ["--task", "summary"]),
         ("tones.py", "held-out accuracy", []),
+        ("gpt_vs_lstm.py", "curves: curve.png; attention: curve-attention.png",
+         ["--text", "text.txt", "--seq-len", "16", "--width", "8", "--gpt-layers", "1"]),
+        ("word_translation.py", "accuracy against length", ["--mo", "fr.mo", "--messages", "2", "--tests", "4"]),
         ("word2vec_topics.py", "mean reciprocal rank", []),
     ],
 )
@@ -98,12 +107,52 @@ def test_the_others_run(name: str, says: str, own: list[str], tmp_path: Path) ->
     pytest.importorskip("matplotlib", reason="matplotlib draws the loss curve")
     if name.startswith("digits"):
         pytest.importorskip("sklearn", reason="scikit-learn has the digits")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    write_catalog(tmp_path / "fr.mo", MESSAGES)
     sizes = [*TINY, "--steps", "4", "--plot", "curve.png", "--checkpoint", "run.safetensors", *own]
     out = run(tmp_path, name, *sizes)
     assert says in out
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    if name in ("date_rewriting.py", "digits_vit.py", "forecast.py"):
+    if name in ("date_rewriting.py", "digits_vit.py", "forecast.py", "gpt_vs_lstm.py", "word_translation.py"):
         assert says in run(tmp_path, name, *sizes, "--resume")
+
+
+def write_catalog(path: Path, messages: dict[str, str]) -> None:
+    """A compiled catalog as GNU msgfmt writes it, the header entry first."""
+    pairs = sorted(({"": "Content-Type: text/plain; charset=UTF-8\n"} | messages).items())
+    texts = [[text.encode() for text in side] for side in zip(*pairs, strict=True)]
+    tables, data, at = [], b"", 28 + 16 * len(pairs)
+    for side in texts:
+        for text in side:
+            tables.append(struct.pack("<II", len(text), at + len(data)))
+            data += text + b"\0"
+    head = struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
+    path.write_bytes(head + b"".join(tables) + data)
+
+
+def test_word_translation_reads_catalogs(tmp_path: Path) -> None:
+    """Words only, contexts and plurals understood, each source once; what is no catalog is said by name."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        tool = importlib.import_module("word_translation")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    write_catalog(tmp_path / "a.mo", MESSAGES)
+    pairs = tool.read_messages([tmp_path / "a.mo"], 3)
+    assert pairs == [
+        (["database", "error"], ["erreur", "de", "base", "de", "données"]), (["june"], ["juin"]),
+        (["today\u2019s", "news"], ["nouvelles", "d\u2019aujourd\u2019hui"]), (["yes"], ["oui"]),
+    ]  # fmt: skip
+    assert tool.read_messages([tmp_path / "a.mo"], 1) == [(["june"], ["juin"]), (["yes"], ["oui"])]
+    (tmp_path / "b.mo").write_bytes(b"no catalog at all, but long enough")
+    for bad in ("b.mo", "missing.mo"):
+        with pytest.raises(SystemExit, match=f"--mo: '.*{bad}' is no message catalog"):
+            tool.read_messages([tmp_path / bad], 3)
+    done = subprocess.run(
+        command("word_translation.py", "--language", "xx"), cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "pip download --no-deps django" in done.stderr
 
 
 def test_gradients_over_distance(tmp_path: Path) -> None:

@@ -389,6 +389,10 @@ def test_loss_curves(tmp_path: Path) -> None:
         plot.loss_curves({"a": ([1], [1, 2])}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="curves must hold at least one"):
         plot.loss_curves({}, tmp_path / "x.png")
+    plot.loss_curves(curves, tmp_path / "norms.png", gradient_norms=([0, 1, 2], [9.0, 1.0, 0.1]))
+    assert (tmp_path / "norms.png").read_bytes() != (tmp_path / "curve.png").read_bytes()
+    with pytest.raises(ValueError, match="gradient_norms must hold x and y of one length, got 1 and 2"):
+        plot.loss_curves(curves, tmp_path / "x.png", gradient_norms=([1], [1, 2]))
 
 
 def test_attention_map(tmp_path: Path) -> None:
@@ -396,8 +400,11 @@ def test_attention_map(tmp_path: Path) -> None:
     tokens: dict[str, Any] = {"rows": ["le", "chat"], "columns": ["the", "black", "cat"]}
     plot.attention_map(np.eye(2, 3), tmp_path / "map.png", title="t", **tokens)
     assert (tmp_path / "map.png").stat().st_size > 1000
-    with pytest.raises(ValueError, match=r"weights must be \[2, 3\] for these tokens, got \[3, 2\]"):
-        plot.attention_map(np.eye(3, 2), tmp_path / "x.png", **tokens)
+    plot.attention_map(np.stack([np.eye(2, 3)] * 3), tmp_path / "heads.png", title="t", **tokens)
+    assert (tmp_path / "heads.png").stat().st_size > (tmp_path / "map.png").stat().st_size
+    for bad, shape in ((np.eye(3, 2), r"\[3, 2\]"), (np.ones((0, 2, 3)), r"\[0, 2, 3\]"), (np.ones(3), r"\[3\]")):
+        with pytest.raises(ValueError, match=rf"weights must be \[2, 3\] for these tokens, .* got {shape}"):
+            plot.attention_map(bad, tmp_path / "x.png", **tokens)
 
 
 def test_loss_curves_without_matplotlib_say_what_to_install(

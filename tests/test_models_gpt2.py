@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from seqkern import models, ops, reference
 from seqkern.models import GPT2, GPT2Config
+from support.models import perturbed
 
 SIZES: dict[str, Any] = {"vocab_size": 17, "n_positions": 12, "n_embd": 8, "n_layer": 2, "n_head": 2}
 QUIET: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "initializer_range": 0.3}
@@ -18,11 +19,7 @@ CLOSE32 = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def make(rng: Any, dtype: Any = np.float64, **changes: Any) -> GPT2:
-    model = GPT2(GPT2Config(**{**SIZES, **QUIET, **changes}), dtype=dtype, rng=rng)
-    for _, p in model.named_parameters():
-        if len(p.shape) == 1:
-            p.data[...] += 0.2 * rng.standard_normal(p.shape)
-    return model
+    return perturbed(GPT2(GPT2Config(**{**SIZES, **QUIET, **changes}), dtype=dtype, rng=rng), rng)
 
 
 def assembly(ids: Any, p: Any, heads: int) -> Any:
@@ -285,8 +282,9 @@ def test_gpt1_against_hugging_face(rng: Any, tmp_path: Any) -> None:
         np.testing.assert_array_equal(greedy[:, t], ours(greedy[:, :t]).logits[:, -1].argmax(-1))
 
 
-def test_gpt1_files(rng: Any, tmp_path: Any) -> None:
-    model = GPT2(GPT2Config.named("gpt1", **SIZES), rng=rng).eval()
+@pytest.mark.parametrize("act", ["gelu_new", "relu", "silu"])
+def test_gpt1_files(act: str, rng: Any, tmp_path: Any) -> None:
+    model = GPT2(GPT2Config.named("gpt1", **SIZES, activation_function=act), rng=rng).eval()
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "openai-gpt"
     loaded, ids = GPT2.from_pretrained(tmp_path), rng.integers(0, 17, (2, 5))

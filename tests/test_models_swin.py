@@ -10,6 +10,7 @@ import pytest
 from seqkern import models, reference
 from seqkern.models import Swin, SwinConfig
 from support import parity
+from support.models import perturbed
 
 SIZES: dict[str, Any] = {
     "image_size": 12, "patch_size": 2, "num_channels": 2, "embed_dim": 4, "depths": (2, 2), "num_heads": (2, 4),
@@ -21,11 +22,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def make(rng: Any, dtype: Any = np.float64, **changes: Any) -> Swin:
-    model = Swin(SwinConfig(**{**SIZES, **changes}), dtype=dtype, rng=rng)
-    for _, p in model.named_parameters():
-        if len(p.shape) == 1:
-            p.data[...] += 0.2 * rng.standard_normal(p.shape)
-    return model
+    return perturbed(Swin(SwinConfig(**{**SIZES, **changes}), dtype=dtype, rng=rng), rng)
 
 
 def images_of(rng: Any, *size: int, dtype: Any = np.float64) -> Any:

@@ -12,6 +12,7 @@ from seqkern import models, nn, optim, reference
 from seqkern.models import TransformerMT, TransformerMTConfig
 from seqkern.models._beam import shift_right
 from seqkern.models.transformer_mt import _Steps
+from support.models import perturbed
 
 V, W, D, HEADS, N, S, T = 11, 9, 8, 2, 3, 5, 4
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -28,11 +29,7 @@ def make(rng: Any, dtype: Any = np.float64, **changes: Any) -> TransformerMT:
     sizes: dict[str, Any] = {"src_vocab_size": V, "tgt_vocab_size": W, "d_model": D, "num_heads": HEADS,
                              "num_encoder_layers": 2, "num_decoder_layers": 3, "dim_feedforward": 12,
                              "dropout": 0.0, "max_positions": 7}  # fmt: skip
-    model = TransformerMT(TransformerMTConfig(**{**sizes, **changes}), dtype=dtype, rng=rng)
-    for p in model.parameters():
-        if len(p.shape) == 1:
-            p.data[...] += 0.2 * rng.standard_normal(p.shape)
-    return model
+    return perturbed(TransformerMT(TransformerMTConfig(**{**sizes, **changes}), dtype=dtype, rng=rng), rng)
 
 
 def batch(rng: Any, **form: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import pytest
 from seqkern import models, reference
 from seqkern.models import ViT, ViTConfig
 from support import parity
+from support.models import perturbed
 
 SIZES: dict[str, Any] = {
     "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "image_size": (6, 8),
@@ -27,11 +28,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def make(rng: Any, dtype: Any = np.float64, **changes: Any) -> ViT:
-    model = ViT(ViTConfig(**{**SIZES, **changes}), dtype=dtype, rng=rng)
-    for _, p in model.named_parameters():
-        if len(p.shape) == 1:
-            p.data[...] += 0.2 * rng.standard_normal(p.shape)
-    return model
+    return perturbed(ViT(ViTConfig(**{**SIZES, **changes}), dtype=dtype, rng=rng), rng)
 
 
 def images_of(rng: Any, *size: int, dtype: Any = np.float64) -> Any:

@@ -30,6 +30,8 @@ KNOWN = {
     "torch": PeerInfo(".torch", ("torch",)),
     "onnxruntime": PeerInfo(".onnxruntime", ("onnxruntime", "onnx")),
     "openvino": PeerInfo(".openvino", ("openvino", "onnx")),
+    "torch.compile": PeerInfo(".torch_compile", ("torch",)),
+    "ctranslate2": PeerInfo(".ctranslate2", ("ctranslate2", "torch", "transformers")),
     NUMPY: PeerInfo(".numpy", ("numpy",)),
 }
 # What a peer module may define, and what to say of one that does not.

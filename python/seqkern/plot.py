@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,24 +18,34 @@ def loss_curves(
     xlabel: str = "step",
     ylabel: str = "loss",
     log_scale: bool = False,
+    gradient_norms: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> None:
     """Draw one line per entry of `curves`, label -> (x, y), and save the picture as `path`.
 
-    The file type follows the ending (.png, .svg, .pdf). No window is opened. ImportError says
-    what to install when matplotlib is missing.
+    gradient_norms: (x, norm of the gradients), drawn below on a logarithmic scale. The file type follows
+    the ending (.png, .svg, .pdf). No window is opened. ImportError says what to install when matplotlib
+    is missing.
     """
     if not curves:
         raise ValueError("curves must hold at least one label -> (x, y), got none")
-    for label, (x, y) in curves.items():
+    given = {f"curves['{label}']": pair for label, pair in curves.items()}
+    if gradient_norms is not None:
+        given["gradient_norms"] = gradient_norms
+    for name, (x, y) in given.items():
         if len(x) != len(y):
-            raise ValueError(
-                f"curves['{label}'] must hold x and y of one length, got {len(x)} and {len(y)}"
-            )
+            raise ValueError(f"{name} must hold x and y of one length, got {len(x)} and {len(y)}")
     figure = _figure()
-    axes = figure.subplots()
+    if gradient_norms is None:
+        axes = below = figure.subplots()
+    else:
+        axes, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        below.plot(*gradient_norms, color="gray", linewidth=0.8)
+        below.set(ylabel="gradient norm", yscale="log")
+        below.grid(alpha=0.3)
     for label, (x, y) in curves.items():
         axes.plot(x, y, label=label, linewidth=1.2, marker="o" if len(x) == 1 else None)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(title=title, ylabel=ylabel)
+    below.set_xlabel(xlabel)
     if log_scale:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
@@ -50,22 +61,31 @@ def attention_map(
     columns: Sequence[str],
     title: str = "",
 ) -> None:
-    """Draw attention weights [T, S] as a heat map, dark where a row looks, and save it as `path`.
+    """Draw attention weights as a heat map, dark where a row looks, and save it as `path`.
 
-    rows: the T tokens that look, columns: the S tokens looked at.
+    weights: `[T, S]`, or `[heads, T, S]`, a map per head. rows: the T tokens that look, columns: the S looked at.
     """
-    if tuple(weights.shape) != (len(rows), len(columns)):
-        raise ValueError(
-            f"weights must be [{len(rows)}, {len(columns)}] for these tokens, got {list(weights.shape)}"
-        )
-    figure = _figure()
-    figure.set_size_inches(1.5 + 0.16 * len(columns), 1.2 + 0.16 * len(rows))
-    axes = figure.subplots()
-    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, fontsize=7)
-    axes.set_yticks(range(len(rows)), rows, fontsize=7)
-    axes.tick_params(length=0)
-    axes.set_title(title, fontsize=9)
+    maps = np.asarray(weights, np.float32)
+    maps = maps[None] if maps.ndim == 2 else maps
+    if maps.ndim != 3 or not len(maps) or maps.shape[1:] != (len(rows), len(columns)):
+        sizes = f"[{len(rows)}, {len(columns)}]"
+        raise ValueError(f"weights must be {sizes} for these tokens, heads first if any, got {list(weights.shape)}")
+    figure, across = _figure(), math.ceil(math.sqrt(len(maps)))
+    down = math.ceil(len(maps) / across)
+    width, height = 1.5 + 0.16 * across * (len(columns) + 3), 1.2 + 0.16 * down * (len(rows) + 4)
+    figure.set_size_inches(width, height)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for k, panel in enumerate(panels):
+        if k >= len(maps):
+            panel.set_axis_off()
+            continue
+        panel.imshow(maps[k], cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        panel.set_xticks(range(len(columns)), columns, fontsize=7, rotation=90 if max(map(len, columns)) > 1 else 0)
+        panel.set_yticks(range(len(rows)), rows, fontsize=7)
+        panel.tick_params(length=0)
+        if len(maps) > 1:
+            panel.set_title(f"head {k + 1}", fontsize=8)
+    figure.suptitle(title, fontsize=9)
     figure.savefig(path)
 
 

@@ -21,6 +21,7 @@ from ..nn._init import check_choice
 from ..nn._residual import chain_vjp
 from ..nn.encoder_attention import BoundAttention
 from ..nn.module import Module
+from ._beam import Generated, decode, shift_right
 from ._recurrent import core_parameters, hidden, make_core
 
 ATTENTIONS = ("none", "bahdanau", "luong")
@@ -29,14 +30,14 @@ ATTENTIONS = ("none", "bahdanau", "luong")
 class RecurrentDecoder(Module):
     """ids `[N, T]`, a state hx and a memory `[N, S, K]` -> logits `[N, T, V]`.
 
-    config: gives embedding_size, hidden_size, num_layers, cell, dropout, attention and score.
+    config: gives embedding_size, hidden_size, num_layers, cell, dropout, attention, score and the ids of BoS and EoS.
     """
 
     def __init__(self, vocab_size: int, memory_size: int, config: Any, *, dtype: Any, rng: Any) -> None:
         c, options = config, {"dtype": dtype, "rng": rng}
         kind = check_choice(c.attention, "attention", ATTENTIONS)
         check_choice(c.cell, "cell", ("lstm", "gru"))
-        size = c.hidden_size
+        size, self.ends = c.hidden_size, (c.bos_token_id, c.eos_token_id)
         self.embedding = Embedding(vocab_size, c.embedding_size, **options)
         self.rnn = make_core(c.cell, c.embedding_size + memory_size * (kind == "bahdanau"), c, **options)
         self.attention: Any = None
@@ -74,6 +75,19 @@ class RecurrentDecoder(Module):
     def bind(self, memory: Array, lengths: Array | None) -> Any:
         """The memory in the form that repeated calls work with fastest."""
         return self.attention.bind(memory, lengths) if isinstance(self.attention, BahdanauAttention) else memory
+
+    def write(
+        self, hx: Any, memory: Array, lengths: Array | None, max_new_tokens: int, output_attentions: bool, *,
+        beams: int = 1, **options: Any,
+    ) -> Generated:  # fmt: skip
+        """`decode` from this state with these options, and on request what every token looked at."""
+        bos, eos = self.ends
+        steps = DecoderSteps(self, hx, memory, lengths, beams)
+        result = decode(steps, len(memory), max_new_tokens, bos, eos, beams=beams, **options)
+        if output_attentions:
+            read = shift_right(array_module(memory).asarray(result.ids), bos, eos)
+            result.attentions = self.vjp(read, hx, memory, lengths)[1]
+        return result
 
     def _whole(self, x: Array, hx: Any, memory: Any, lengths: Array | None) -> Any:
         (y, hx), pull_rnn = self.rnn.vjp(x, hx)

@@ -107,7 +107,11 @@ class PretrainedModel(Module):
 
     @classmethod
     def from_pretrained(cls: type[P], path: str | os.PathLike[str], config: Any = None) -> P:
-        """A model in eval mode from a folder, or from one .safetensors file plus `config`."""
+        """A model in eval mode from a folder, or from one .safetensors file plus `config`.
+
+        The file is mapped: its arrays are the parameters, read when they are used and copied where they are written
+        to. Replace it by renaming another over it, as `save_pretrained` does; do not write into it.
+        """
         path = Path(path)
         if config is None:
             if not path.is_dir():

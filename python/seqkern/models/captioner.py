@@ -18,8 +18,8 @@ from ..nn import Conv2d, CrossEntropyLoss, Linear, MaxPool2d, ReLU, Sequential, 
 from ..nn._arrays import Array, array_module, check_array, shape_text
 from ..nn._residual import chain_vjp
 from ..nn.module import Module, Pullback
-from ._beam import Generated, check_decoding, decode, shift_right
-from ._decoder import DecoderSteps, RecurrentDecoder, decoder_parameters
+from ._beam import Generated, shift_right
+from ._decoder import RecurrentDecoder, decoder_parameters
 from ._files import load_model, restore_model, save_model
 from ._pairs import check_ids
 from ._sampling import evaluating
@@ -182,21 +182,12 @@ class Captioner(Module):
         seed: int | None = None, output_attentions: bool = False,
     ) -> Generated:  # fmt: skip
         """Write a caption for every image, as `Seq2Seq.generate` does."""
-        check_decoding(max_new_tokens, beams, length_penalty, temperature, top_k, top_p)
-        c = self.config
         with evaluating(self):
             features, _ = self._encode(images)
-            hx, _ = self._start(features)
-            result = decode(
-                DecoderSteps(self.decoder, hx, features, None, beams), len(features), max_new_tokens,
-                c.bos_token_id, c.eos_token_id, beams=beams, length_penalty=length_penalty,
-                temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+            return self.decoder.write(
+                self._start(features)[0], features, None, max_new_tokens, output_attentions, beams=beams,
+                length_penalty=length_penalty, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             )  # fmt: skip
-            if output_attentions:
-                ids = array_module(features).asarray(result.ids)
-                tgt = shift_right(ids, c.bos_token_id, c.eos_token_id)
-                result.attentions = self.decoder.vjp(tgt, hx, features)[1]
-        return result
 
     # --- files ------------------------------------------------------------------------------
 

@@ -102,10 +102,11 @@ class GPT2Config:
         values = asdict(self)
         if values.pop("norm_first"):
             return {**values, "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-        act = next((afn for afn, act in GPT1_ACTIVATIONS.items() if act == values.pop("activation_function")), None)
-        if act is None or self.inner != 4 * self.n_embd:
+        act = values.pop("activation_function")
+        afn = next((theirs for theirs, ours in GPT1_ACTIVATIONS.items() if ours == act), None)
+        if afn is None or self.inner != 4 * self.n_embd:
             raise ValueError("a GPT-1's file knows no activation_function but gelu_new, relu and silu, and no n_inner")
-        return {**values, "afn": act, "model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]}
+        return {**values, "afn": afn, "model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]}
 
 
 class GPT2(PretrainedModel):

@@ -17,8 +17,8 @@ import numpy as np
 from ..nn import CrossEntropyLoss, Embedding
 from ..nn._arrays import Array, array_module
 from ..nn.module import Module, Pullback
-from ._beam import Generated, check_decoding, decode, shift_right
-from ._decoder import DecoderSteps, RecurrentDecoder, decoder_parameters
+from ._beam import Generated, shift_right
+from ._decoder import RecurrentDecoder, decoder_parameters
 from ._files import load_model, restore_model, save_model
 from ._pairs import check_ids, check_pair, source_lengths
 from ._recurrent import core_parameters, make_core
@@ -103,8 +103,6 @@ class Seq2Seq(Module):
         src, lengths, order = self._source(src, attention_mask, src_lengths)
         memory, hx, pull_encoder = self._encode(src, lengths)
         logits, weights, _, pull_decoder = self.decoder.vjp(tgt, hx, memory, lengths)
-        if weights is not None and order is not None:
-            weights = array_module(weights).take_along_axis(weights, order[:, None], 2)
 
         def pull(dlogits: Any) -> tuple[None, None]:
             if isinstance(dlogits, Seq2SeqOutput):
@@ -114,7 +112,7 @@ class Seq2Seq(Module):
             pull_encoder(*pull_decoder(dlogits))
             return None, None
 
-        return Seq2SeqOutput(logits, weights), Pullback(pull)
+        return Seq2SeqOutput(logits, _as_given(weights, order)), Pullback(pull)
 
     def loss_and_grads(
         self, src: Array, targets: Array, attention_mask: Any = None, *, src_lengths: Any = None
@@ -183,21 +181,15 @@ class Seq2Seq(Module):
         By default the most likely token at every step; temperature > 0 draws (see `GPT2.generate`);
         beams > 1 searches among that many rows for the highest log p / ((5 + length) / 6)^length_penalty.
         """
-        check_decoding(max_new_tokens, beams, length_penalty, temperature, top_k, top_p)
-        c = self.config
-        check_ids(src, "src", c.src_vocab_size)
+        check_ids(src, "src", self.config.src_vocab_size)
         with evaluating(self):
-            read, lengths, _ = self._source(src, attention_mask, src_lengths)
+            read, lengths, order = self._source(src, attention_mask, src_lengths)
             memory, hx, _ = self._encode(read, lengths)
-            result = decode(
-                DecoderSteps(self.decoder, hx, memory, lengths, beams), len(src), max_new_tokens,
-                c.bos_token_id, c.eos_token_id, beams=beams, length_penalty=length_penalty,
+            result = self.decoder.write(
+                hx, memory, lengths, max_new_tokens, output_attentions, beams=beams, length_penalty=length_penalty,
                 temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
             )  # fmt: skip
-            if output_attentions:
-                ids = array_module(src).asarray(result.ids)
-                tgt = shift_right(ids, c.bos_token_id, c.eos_token_id)
-                result.attentions = self(src, tgt, attention_mask, src_lengths=src_lengths).attentions
+        result.attentions = _as_given(result.attentions, order)
         return result
 
     # --- files ------------------------------------------------------------------------------
@@ -211,3 +203,10 @@ class Seq2Seq(Module):
         """A model in eval mode from a folder, or from one .safetensors file plus `config`."""
         known, weights = load_model(path, Seq2SeqConfig, config)
         return restore_model(cls, known, weights, like="decoder.head.weight")
+
+
+def _as_given(weights: Array | None, order: Array | None) -> Array | None:
+    """Attention `[N, T, S]` over the source as the caller has it, where the encoder read it in another order."""
+    if weights is None or order is None:
+        return weights
+    return array_module(weights).take_along_axis(weights, order[:, None], 2)
