@@ -61,7 +61,7 @@ def _loaded(task: ModelTask, kind: Any) -> Any:
         raise UnsupportedError(f"it has no {task.dtype} on this machine")
     from ctranslate2.converters import transformers as converter
 
-    spec = converter._MODEL_LOADERS[_LOADERS[task.model]]().get_model_spec(zoo.torch_module(task.model))
+    spec = converter._MODEL_LOADERS[_LOADERS[task.model]].get_model_spec(zoo.torch_module(task.model))
     spec.register_vocabulary([f"{k}" for k in range(zoo.VOCABULARY[task.model])])
     spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
     spec.validate()

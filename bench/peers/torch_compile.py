@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def _compiled(task: ModelTask) -> tuple[Any, torch.Tensor]:
 def _compile(call: Any) -> None:
     """The first call compiles; what stops it is said as the reason."""
     try:
-        call()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()
     except RuntimeError as error:  # its compiler's errors are of this kind
         raise UnsupportedError(f"it cannot compile the model here: {str(error).strip().splitlines()[0]}") from error
