@@ -1,9 +1,8 @@
-"""CTranslate2 on the CPU: GPT-2 and BERT, by its own converter's description of them; inference only."""
+"""CTranslate2 on the CPU: GPT-2, by its own converter's description of it; inference only."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import ctranslate2
@@ -15,7 +14,6 @@ from ..zoo import ModelTask
 
 NAME = "ctranslate2"
 
-_LOADERS = {zoo.GPT2: "GPT2Config", zoo.BERT: "BertConfig"}
 _threads: dict[str, int] = {"intra_threads": 1, "inter_threads": 1}
 
 
@@ -25,19 +23,20 @@ def prepare(threads: int) -> None:
 
 
 def model(task: ModelTask) -> Entry:
-    """results: logits, or BERT's last hidden state."""
+    """results: logits."""
+    generator = _loaded(task)
     ids = ctranslate2.StorageView.from_array(task.x.astype(np.int32))
     lengths = ctranslate2.StorageView.from_array(np.full(len(task.x), task.x.shape[1], np.int32))
-    if task.model == zoo.BERT:
-        encoder = _loaded(task, ctranslate2.Encoder)
-        return _entry(lambda: encoder.forward_batch(ids, lengths).last_hidden_state)
-    generator = _loaded(task, ctranslate2.Generator)
-    return _entry(lambda: generator.forward_batch(ids, lengths))
+
+    def call() -> Any:
+        return generator.forward_batch(ids, lengths)
+
+    return Entry(call, lambda: [np.array(call(), np.float32)])
 
 
 def model_decode(task: ModelTask) -> Entry:
     """One token after a prompt whose keys and values it keeps; results: logits."""
-    generator = _loaded(task, ctranslate2.Generator)
+    generator = _loaded(task)
     prompt, token = ([f"{k}" for k in row] for row in (task.x[0], task.decode[0]))  # type: ignore[index]
     options: dict[str, Any] = {"static_prompt": prompt, "include_prompt_in_result": False, "max_length": 1}
 
@@ -50,18 +49,14 @@ def model_decode(task: ModelTask) -> Entry:
     return Entry(call, results)
 
 
-def _entry(call: Callable[[], Any]) -> Entry:
-    return Entry(call, lambda: [np.array(call(), np.float32)])
-
-
-def _loaded(task: ModelTask, kind: Any) -> Any:
-    if task.model not in _LOADERS:
-        raise UnsupportedError("it has no such models")
+def _loaded(task: ModelTask) -> Any:
+    if task.model != zoo.GPT2:
+        raise UnsupportedError("it has no such model, or its converter does not read transformers 5's")
     if task.dtype != "float32" and task.dtype not in ctranslate2.get_supported_compute_types("cpu"):
         raise UnsupportedError(f"it has no {task.dtype} on this machine")
     from ctranslate2.converters import transformers as converter
 
-    spec = converter._MODEL_LOADERS[_LOADERS[task.model]].get_model_spec(zoo.torch_module(task.model))
+    spec = converter._MODEL_LOADERS["GPT2Config"].get_model_spec(zoo.torch_module(task.model))
     spec.register_vocabulary([f"{k}" for k in range(zoo.VOCABULARY[task.model])])
     spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
     spec.validate()
@@ -69,4 +64,4 @@ def _loaded(task: ModelTask, kind: Any) -> Any:
     spec.optimize(quantization=None if compute == "float32" else compute)
     with tempfile.TemporaryDirectory() as folder:
         spec.save(folder)
-        return kind(folder, device="cpu", compute_type=compute, **_threads)
+        return ctranslate2.Generator(folder, device="cpu", compute_type=compute, **_threads)

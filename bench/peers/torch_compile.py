@@ -45,7 +45,9 @@ def model_train(task: ModelTask) -> Entry:
 
 def _compiled(task: ModelTask) -> tuple[Any, torch.Tensor]:
     module, x = _model(task)
-    return torch.compile(module), x
+    with warnings.catch_warnings():  # what it imports is deprecated by itself
+        warnings.simplefilter("ignore")
+        return torch.compile(module), x
 
 
 def _compile(call: Any) -> None:
