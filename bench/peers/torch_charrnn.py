@@ -35,7 +35,7 @@ def charrnn_train(task: CharTask) -> Entry:
         logits = model["head"](dropout(y, probability))
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         torch.autograd.backward(loss)
-        return loss
+        return loss.detach()
 
     def call() -> float:
         loss = backward(charrnn.DROPOUT)
@@ -49,6 +49,6 @@ def charrnn_train(task: CharTask) -> Entry:
         loss = backward(0.0)
         gradient = model.get_parameter("rnn.weight_hh_l0").grad
         assert gradient is not None
-        return [loss.detach().numpy()[None], gradient.numpy().copy()]
+        return [loss.numpy()[None], gradient.numpy().copy()]
 
     return Entry(call, results)
