@@ -29,8 +29,9 @@ class Family:
 FAMILIES = {
     "rnn": Family(".rnn", "whole LSTM, GRU and RNN modules, forward and backward"),
     "cells": Family(".cells", "one call of a cell from Python, one thread"),
+    "charrnn": Family(".charrnn", "one training step of examples/char_rnn.py"),
     "ragged": Family(".ragged", "batches of sequences of different lengths"),
-    "threads": Family(".scaling", "one thread against --threads"),
+    "threads": Family(".scaling", "--threads against one, and beside another busy process"),
     "linear": Family(".linear", "x W^T + b"),
     "norms": Family(".norms", "layer norm, GELU and softmax of large arrays"),
     "conv": Family(".conv", "convolution layers of ViT, VGG and wav2vec 2.0"),

@@ -21,6 +21,7 @@ BF16_MEAN = 1.3
 SMALL_EACH, SMALL_MEAN = 1.3, 1.8
 THREADS = 1.7
 PACKED = 3.0
+CHARRNN = 2.0
 CELL_SECONDS = 6e-6
 TRAIN = {
     "small": {"lstm": 4.0, "gru": 8.0, "rnn": 5.0},

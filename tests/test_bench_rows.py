@@ -173,6 +173,18 @@ class TestAgreement:
             theirs = loaded.entry("model_decode" if kind == "decode" else "model", task).results()
             assert tasks.disagreement(mine, theirs, "float32" if mode == "fp32" else "bfloat16") is None
 
+    @pytest.mark.torch
+    @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+    def test_torch_takes_the_training_step_we_take(self, cell: str) -> None:
+        (torch,), _ = peers.load(["torch"], threads=1)
+        charrnn = bench_module("charrnn")
+        task = charrnn.char_task(cell, 8)
+        mine, theirs = charrnn.our_step(task), torch.entry("charrnn_train", task)
+        assert tasks.disagreement(mine.results(), theirs.results(), "float32") is None
+        for entry in (mine, theirs):
+            first, *_, last = (entry.call() for _ in range(20))
+            assert last < first
+
     def test_where_the_time_goes_leaves_the_kernels_as_they_were(self) -> None:
         import seqkern
         from seqkern import _cpu

@@ -39,6 +39,7 @@ JOBS = {
     "recurrent_forward": "it has no recurrent layers",
     "recurrent_train": "it does not train",
     "ragged": "it has no packed sequences",
+    "charrnn_train": "it does not train",
     "cell": "it has no single cells",
     "linear": "nothing is written to measure its linear layer",
     "linear_train": "it does not train, or nothing is written to measure it",

@@ -14,6 +14,7 @@ from ..attention import AttentionTask
 from ..conv import ConvTask
 from ..tasks import Array, Entry, LinearTask, NormTask, RecurrentTask, UnsupportedError
 from ..zoo import ModelTask
+from .torch_charrnn import charrnn_train as charrnn_train
 
 NAME = "torch"
 

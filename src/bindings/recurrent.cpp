@@ -199,36 +199,93 @@ py::tuple backward(Layer& l, Incoming& in, void (*kernel)(const RecurrentBackwar
   return py::tuple(out);
 }
 
+// Called through the interpreter's own vector of arguments: pybind11's dispatch costs as much as a small cell. Errors
+// become Python's as they do there.
+template <class F>
+PyObject* guarded(F f) {
+  try {
+    return f().release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  }
+  return nullptr;
+}
+
+// What the four functions of a kind of layer are made from.
 template <Kind kind, bool cell>
-void define(py::module_& m, const char* op, void (*fwd)(const RecurrentForward&),
-            void (*bwd)(const RecurrentBackward&)) {
-  m.def((std::string(op) + "_forward").c_str(),
-        [op, fwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
-                  py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
-                  bool save, std::string_view precision) {
-          Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
-          return forward(l, fwd, flag, reverse, save, precision);
-        });
-  m.def((std::string(op) + "_backward").c_str(),
-        [op, bwd](py::handle x, py::handle w_ih, py::handle w_hh, py::handle b_ih, py::handle b_hh, py::handle h0,
-                  py::handle c0, py::handle w_hr, py::handle peephole, py::handle lengths, bool flag, bool reverse,
-                  py::handle y, py::handle gates, py::handle extra, py::handle dy, py::handle dh_n, py::handle dc_n,
-                  std::string_view precision) {
-          Layer l(op, kind, cell, x, w_ih, w_hh, b_ih, b_hh, h0, c0, w_hr, peephole, lengths);
-          Incoming in(l, flag, y, gates, extra, dy, dh_n, dc_n);
-          return backward(l, in, bwd, flag, reverse, precision);
-        });
+struct Functions {
+  static constexpr const char* op = kind == Kind::rnn    ? (cell ? "rnn_cell" : "rnn")
+                                    : kind == Kind::lstm ? (cell ? "lstm_cell" : "lstm")
+                                                         : (cell ? "gru_cell" : "gru");
+  static constexpr auto forward_kernel = kind == Kind::rnn    ? cpu::rnn_forward
+                                         : kind == Kind::lstm ? cpu::lstm_forward
+                                                              : cpu::gru_forward;
+  static constexpr auto backward_kernel = kind == Kind::rnn    ? cpu::rnn_backward
+                                          : kind == Kind::lstm ? cpu::lstm_backward
+                                                               : cpu::gru_backward;
+
+  static void expect_arguments(Py_ssize_t came, Py_ssize_t wanted) {
+    if (came != wanted)
+      throw py::type_error(std::string(op) + ": the kernel takes " + std::to_string(wanted) + " arguments, got " +
+                           std::to_string(came));
+  }
+  static std::string_view text(PyObject* object) {
+    Py_ssize_t size = 0;
+    const char* characters = PyUnicode_AsUTF8AndSize(object, &size);
+    if (!characters) throw py::error_already_set();
+    return {characters, std::size_t(size)};
+  }
+  static Layer layer(PyObject* const* a) {
+    return Layer(op, kind, cell, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]);
+  }
+
+  // the layer's ten arrays, flag, reverse, save, precision
+  static PyObject* forward_call(PyObject*, PyObject* const* a, Py_ssize_t count) {
+    return guarded([&] {
+      expect_arguments(count, 14);
+      Layer l = layer(a);
+      return forward(l, forward_kernel, a[10] == Py_True, a[11] == Py_True, a[12] == Py_True, text(a[13]));
+    });
+  }
+  // the layer's ten arrays, flag, reverse, the saved arrays and incoming gradients, precision
+  static PyObject* backward_call(PyObject*, PyObject* const* a, Py_ssize_t count) {
+    return guarded([&] {
+      expect_arguments(count, 19);
+      Layer l = layer(a);
+      bool flag = a[10] == Py_True;
+      Incoming in(l, flag, a[12], a[13], a[14], a[15], a[16], a[17]);
+      return backward(l, in, backward_kernel, flag, a[11] == Py_True, text(a[18]));
+    });
+  }
+};
+
+template <Kind kind, bool cell>
+void define(py::module_& m) {
+  using Of = Functions<kind, cell>;
+  static const std::string forward_name = std::string(Of::op) + "_forward",
+                           backward_name = std::string(Of::op) + "_backward";
+  auto method = [](const std::string& name, _PyCFunctionFast function) {
+    return PyMethodDef{name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+                       METH_FASTCALL, nullptr};
+  };
+  static PyMethodDef methods[] = {method(forward_name, Of::forward_call), method(backward_name, Of::backward_call),
+                                  PyMethodDef{}};
+  if (PyModule_AddFunctions(m.ptr(), methods)) throw py::error_already_set();
 }
 
 }  // namespace
 
 void register_recurrent(py::module_& m) {
-  define<Kind::rnn, false>(m, "rnn", cpu::rnn_forward, cpu::rnn_backward);
-  define<Kind::lstm, false>(m, "lstm", cpu::lstm_forward, cpu::lstm_backward);
-  define<Kind::gru, false>(m, "gru", cpu::gru_forward, cpu::gru_backward);
-  define<Kind::rnn, true>(m, "rnn_cell", cpu::rnn_forward, cpu::rnn_backward);
-  define<Kind::lstm, true>(m, "lstm_cell", cpu::lstm_forward, cpu::lstm_backward);
-  define<Kind::gru, true>(m, "gru_cell", cpu::gru_forward, cpu::gru_backward);
+  define<Kind::rnn, false>(m);
+  define<Kind::lstm, false>(m);
+  define<Kind::gru, false>(m);
+  define<Kind::rnn, true>(m);
+  define<Kind::lstm, true>(m);
+  define<Kind::gru, true>(m);
 }
 
 }  // namespace seqkern

@@ -111,12 +111,15 @@ SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t l
       sums = here == NU ? dot_square<MR, true>(a, lda, from, ldw, here, depth)
                         : dot_square<MR, false>(a, lda, from, ldw, here, depth);
     if constexpr (MR == 1) {
-      store_n(out, sums, here);
+      store_over(out, sums, here, here == L);
     } else {
       A flat[L];
       store(flat, sums);
+#pragma GCC unroll 4
       for (int m = 0; m < MR; ++m)
-        for (int j = 0; j < here; ++j) out[m * ldo + u + j] = flat[m * NU + j];
+        if (here == NU) std::memcpy(out + m * ldo + u, flat + m * NU, NU * sizeof(A));
+        else
+          for (int j = 0; j < here; ++j) out[m * ldo + u + j] = flat[m * NU + j];
     }
   }
 }

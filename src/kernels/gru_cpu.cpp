@@ -21,10 +21,10 @@ struct GruForwardBase {
     return load_n(static_cast<const T*>(p.h_n) + at.n * p.hidden_size + at.u, at.lanes);
   }
   template <class At>
-  SEQKERN_INLINE void save(At at, int gate, V v, bool on) const {
+  SEQKERN_INLINE void save(At at, int gate, V v) const {
     if (!p.gates) return;
     index_t at_gate = ((at.t * p.batch + at.n) * 3 + gate) * p.hidden_size + at.u;
-    store_n(static_cast<A*>(p.gates) + at_gate, on ? v : V{}, at.lanes);
+    store_n(static_cast<A*>(p.gates) + at_gate, v, at.lanes);
   }
 };
 
@@ -38,14 +38,14 @@ struct GruForwardCell : GruForwardBase<T> {
   explicit GruForwardCell(const RecurrentForward& params) : GruForwardBase<T>{params} {}
   void take(Job&) {}
   template <class At>
-  SEQKERN_INLINE V operator()(At at, const V (&sum)[3], const A* h, index_t block, bool on) const {
+  SEQKERN_INLINE V operator()(At at, const V (&sum)[3], const A* h, index_t block) const {
     index_t H = p.hidden_size;
     V q = load(h + 2 * block) + load_or_zero(static_cast<const A*>(p.bias_hh), 2 * H + at.u, at.lanes);
     V r = gate(sum[0] + load(h)), z = gate(sum[1] + load(h + block)), n = tanh(sum[2] + r * q);
-    this->save(at, 0, r, on);
-    this->save(at, 1, z, on);
-    this->save(at, 2, n, on);
-    if (p.hidden_n) store_n(static_cast<A*>(p.hidden_n) + (at.t * p.batch + at.n) * H + at.u, on ? q : V{}, at.lanes);
+    this->save(at, 0, r);
+    this->save(at, 1, z);
+    this->save(at, 2, n);
+    if (p.hidden_n) store_n(static_cast<A*>(p.hidden_n) + (at.t * p.batch + at.n) * H + at.u, q, at.lanes);
     return gru_blend(z, n, this->h_prev(at));
   }
 };
@@ -61,17 +61,17 @@ struct GruResetFirstForwardCell : GruForwardBase<T> {
   explicit GruResetFirstForwardCell(const RecurrentForward& params) : GruForwardBase<T>{params} {}
   void take(Job& job) { update = job.take<A>(p.batch * p.hidden_size); }
   template <class At>
-  SEQKERN_INLINE V early(At at, const V (&sum)[3], const A* h, index_t block, bool on) const {
+  SEQKERN_INLINE V early(At at, const V (&sum)[3], const A* h, index_t block) const {
     V r = gate(sum[0] + load(h)), z = gate(sum[1] + load(h + block));
-    this->save(at, 0, r, on);
-    this->save(at, 1, z, on);
+    this->save(at, 0, r);
+    this->save(at, 1, z);
     store_n(update + at.n * p.hidden_size + at.u, z, at.lanes);
     return r * this->h_prev(at);
   }
   template <class At>
-  SEQKERN_INLINE V late(At at, V sum, bool on) const {
+  SEQKERN_INLINE V late(At at, V sum) const {
     V n = tanh(sum);
-    this->save(at, 2, n, on);
+    this->save(at, 2, n);
     return gru_blend(load_n(update + at.n * p.hidden_size + at.u, at.lanes), n, this->h_prev(at));
   }
 };

@@ -5,6 +5,9 @@
 // new h into the operand of the next step, one barrier. The operand is double-buffered, so that one barrier
 // a step is enough. Blocks are walked forwards and backwards in turn: what is still in the cache comes first.
 //
+// Rows stand in the operands in descending order of length, so that those which take part in a step are its first
+// ones, and neither products nor cells are computed for the others.
+//
 // A Cell gives
 //   kGates, kLate          number of gates, and how many of them need a second product in the step (GRU with
 //                          the reset gate before it)
@@ -14,8 +17,11 @@
 #include <algorithm>
 
 #include "layer.h"
+#include "row_order.h"
 
 namespace seqkern::SEQKERN_ISA {
+
+inline constexpr index_t kAlignSteps = 16;
 
 template <class T, class W, class Cell>
 class ForwardLayer {
@@ -58,6 +64,7 @@ class ForwardLayer {
   bool on_tiles() const { return split && (inner || !(p.proj_size || Cell::kLate)); }
 
   void take(Job& job, int threads) {
+    order.take(job, N, p.seq_len, p.lengths);
     bool pack = packs(N);
     index_t wanted = std::clamp<index_t>((index_t(1) << 17) / std::max<index_t>(p.input_size, 1), 32, 512);
     chunk = std::clamp<index_t>(wanted / N, 1, std::max<index_t>(p.seq_len, 1));
@@ -71,15 +78,24 @@ class ForwardLayer {
       if (p.proj_size) projection.take(job, parts);
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
-    } else if (kDotParts<W> > 1) {
+    } else if (p.seq_len >= kAlignSteps) {
+      hidden.take_aligned(job);
+    }
+    if (!pack && kDotParts<W> > 1) {
       split_x = Operand<A, W>(chunk * N, p.input_size);
       split_x.packed = false;
       split_x.data = job.take<A>(threads * split_x.size());
       std::memset(split_x.data, 0, std::size_t(threads * split_x.size()) * sizeof(A));
     }
-    products = job.take<A>(threads * N * G * block);
+    if (p.lengths) live_x = job.take<T>(threads * chunk * N * p.input_size);
+    products = job.take<A>(threads * product_size());
     if (p.proj_size || Cell::kLate) full.take(job);
     cell.take(job);
+  }
+
+  // Few rows: of all own blocks, else of one.
+  index_t product_size() const {
+    return N * G * block * (packs(N) ? 1 : std::max(hidden.blocks(), projection.blocks()));
   }
 
   void walk(int rank, int threads, Barrier& barrier) {
@@ -88,12 +104,15 @@ class ForwardLayer {
       input.pack(own);
       hidden.pack(own);
       if (p.proj_size) projection.pack(own_state);
+    } else if (hidden.aligned) {
+      hidden.align(own);
     }
     TileScope scope(on_tiles());
     start(own, own_state);
+    if (p.lengths) clear_padding(own, own_state);
     barrier.wait();
     for (index_t s = 0; s < p.seq_len; ++s) {
-      if (s % chunk == 0 && !single) project_input(s, std::min(chunk, p.seq_len - s), rank, own);
+      if (s % chunk == 0 && !single) project_input(s, rank, own);
       step(s, rank, own, own_state, barrier);
     }
   }
@@ -101,10 +120,12 @@ class ForwardLayer {
   index_t time(index_t s) const { return p.reverse ? p.seq_len - 1 - s : s; }
 
   void start(Range own, Range own_state) {
-    for_rows(own_state, S, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
+    for_rows(own_state, S, [&](index_t row, index_t begin, int height, index_t u, auto lanes) {
+      index_t n = order.row[row];
       V h = load_or_zero(static_cast<const T*>(p.h0), n * S + u, lanes);
       store_n(h_n() + n * S + u, h, lanes);
-      state[0].put(n, begin, height, u, h, lanes);
+      state[0].put(row, begin, height, u, h, lanes);
+      if (p.lengths) state[1].put(row, begin, height, u, h, lanes);  // a row may start at any step
     });
     if (p.c_n)
       for_rows(own, H, [&](index_t n, index_t, int, index_t u, auto lanes) {
@@ -122,6 +143,25 @@ class ForwardLayer {
         }
   }
 
+  // What a row's steps past its length leave behind.
+  void clear_padding(Range own, Range own_state) {
+    auto units = [&](Range r, index_t all) {
+      return Range{std::min(r.begin * block, all), std::min(r.end * block, all)};
+    };
+    Range u = units(own, H), v = units(own_state, S);
+    auto clear = [](auto* array, index_t at, Range r) {
+      if (array) std::fill(array + at + r.begin, array + at + r.end, std::decay_t<decltype(*array)>{});
+    };
+    for (index_t n = 0; n < N; ++n)
+      for (index_t t = p.lengths[n]; t < p.seq_len; ++t) {
+        index_t row = t * N + n;
+        clear(static_cast<T*>(p.y), row * S, v);
+        for (int g = 0; g < G; ++g) clear(static_cast<A*>(p.gates), (row * G + g) * H, u);
+        clear(static_cast<A*>(p.cells), row * H, u);
+        clear(static_cast<A*>(p.hidden_n), row * H, u);
+      }
+  }
+
   // f(row, begin and height of its row block, unit, lanes) over own units of every row.
   template <class F>
   SEQKERN_INLINE void for_rows(Range own, index_t units, F f) {
@@ -137,27 +177,42 @@ class ForwardLayer {
     const std::conditional_t<kDotParts<W> == 1, T, A>* data;
     index_t stride;
   };
-  FewRows few_rows(index_t s, index_t count, int rank) const {
-    if constexpr (kDotParts<W> == 1) return {x_of(s, count), p.input_size};
+  FewRows few_rows(const T* x, index_t rows, int rank) const {
+    if constexpr (kDotParts<W> == 1) return {x, p.input_size};
     else {
-      A* rows = split_x.data + rank * split_x.size();
-      split_rows<W>(count * N, x_of(s, count), p.input_size, rows, split_x.stride());
-      return {rows, split_x.stride()};
+      A* split_rows_of = split_x.data + rank * split_x.size();
+      split_rows<W>(rows, x, p.input_size, split_rows_of, split_x.stride());
+      return {split_rows_of, split_x.stride()};
     }
-  }
-  const T* x_of(index_t s, index_t count) const {
-    return static_cast<const T*>(p.x) + (p.reverse ? p.seq_len - s - count : s) * N * p.input_size;
   }
 
-  // gate_sums[block][step row][gate][unit] = x W_ih' for steps s .. s + count.
-  void project_input(index_t s, index_t count, int rank, Range own) {
-    index_t I = p.input_size, rows = count * N;
+  // The lowest t of the chunk that step s is in, how many steps it has, and how many rows take part in them.
+  index_t first_time(index_t s) const {
+    return p.reverse ? p.seq_len - s / chunk * chunk - chunk_steps(s) : s / chunk * chunk;
+  }
+  index_t chunk_steps(index_t s) const { return std::min(chunk, p.seq_len - s / chunk * chunk); }
+  index_t chunk_rows(index_t s) const { return order.count(first_time(s), first_time(s) + chunk_steps(s)); }
+
+  // Those rows of x, in order of t and then as in the operands.
+  const T* chunk_x(index_t s, int rank) const {
+    index_t t = first_time(s), I = p.input_size;
+    auto x = static_cast<const T*>(p.x);
+    if (!p.lengths) return x + t * N * I;
+    T *rows = live_x + rank * chunk * N * I, *to = rows;
+    for (index_t end = t + chunk_steps(s); t < end; ++t)
+      for (index_t r = 0; r < order.live[t]; ++r, to += I) std::copy_n(x + (t * N + order.row[r]) * I, I, to);
+    return rows;
+  }
+
+  // gate_sums[block][chunk row][gate][unit] = x W_ih' for the chunk that starts at step s.
+  void project_input(index_t s, int rank, Range own) {
+    index_t I = p.input_size, rows = chunk_rows(s);
+    const T* x = chunk_x(s, rank);
     if (!packs(N)) {
-      FewRows x = few_rows(s, count, rank);
-      for (index_t b = own.begin; b < own.end; ++b) input.dot(x.data, x.stride, rows, b, 0, G, sums(b, 0));
+      FewRows few = few_rows(x, rows, rank);
+      for (index_t b = own.begin; b < own.end; ++b) input.dot(few.data, few.stride, rows, b, 0, G, sums(b, 0));
       return;
     }
-    const T* x = x_of(s, count);
     if (on_tiles()) return project_tiles(x, rows, rank, own);
     A* packed = packed_x + rank * chunk * N * I;
     RowBlocks blocks(rows);
@@ -183,105 +238,130 @@ class ForwardLayer {
   A* sums(index_t b, index_t row) const { return gate_sums + (b * chunk * N + row) * G * block; }
   T* h_n() const { return static_cast<T*>(p.h_n); }
 
-  // f(block of units, first row, rows) over own blocks and row blocks, each with gates [first, last) of
-  // a W' in `out`; direction alternates with the step.
-  template <class F>
-  SEQKERN_INLINE void products_of(const Operand<A, W>& a, const GateWeight<A, W>& w, Range own, bool backwards,
-                                  int first, int last, A* out, F f) {
+  // Rows of the operands that are computed together: `live` of `height` from `begin` on.
+  struct Rows {
+    index_t begin;
+    int height, live;
+  };
+
+  // f(block of units, rows, products) over own blocks and live rows, each with gates [first, last) of a W'; direction
+  // alternates with the step. Few rows: `beside` is done after each block, and the cells after all of them, for a cell
+  // is one long chain of operations and the next block's reads would wait behind it.
+  template <class F, class Beside>
+  SEQKERN_INLINE void products_of(const Operand<A, W>& a, const GateWeight<A, W>& w, index_t rows, Range own,
+                                  bool backwards, int first, int last, A* out, F f, Beside beside) {
     RowBlocks blocks(N);
     bool wide = a.tiles.parts && (sizeof(T) == sizeof(A) || &a == &full) && a.tiles.wide();
-    for (index_t i = own.begin; i < own.end; ++i) {
-      index_t b = backwards ? own.begin + own.end - 1 - i : i;
-      if (a.tiles.parts) {
-        for (index_t r = 0; r < a.tiles.panels(); ++r) {
-          index_t begin = r * kTilePanel;
-          w.tile_product(a.tiles, r, wide, a.data + begin * a.stride(), a.stride(), b, first, last, out);
-          f(b, begin, int(std::min(kTilePanel, N - begin)));
+    auto each_block = [&](auto g) {
+      for (index_t i = own.begin; i < own.end; ++i) g(backwards ? own.begin + own.end - 1 - i : i);
+    };
+    if (a.tiles.parts) {
+      each_block([&](index_t b) {
+        for (index_t begin = 0; begin < rows; begin += kTilePanel) {
+          w.tile_product(a.tiles, begin / kTilePanel, wide, a.data + begin * a.stride(), a.stride(), b, first, last,
+                         out);
+          f(b, Rows{begin, int(std::min(kTilePanel, N - begin)), int(std::min(kTilePanel, rows - begin))}, out);
         }
-        continue;
-      }
-      if (!a.packed) {
-        w.dot(a.data, a.stride(), N, b, first, last, out);
-        f(b, 0, int(N));
-        continue;
-      }
-      for (index_t r = 0; r < blocks.count; ++r) {
-        index_t begin = blocks.begin(r);
-        w.packed_product(a.data + begin * a.depth, blocks.height(r), b, first, last, out);
-        f(b, begin, blocks.height(r));
-      }
+      });
+    } else if (a.packed) {
+      each_block([&](index_t b) {
+        for (index_t r = 0; r < blocks.count && blocks.begin(r) < rows; ++r) {
+          index_t begin = blocks.begin(r);
+          int height = blocks.height(r);
+          w.packed_product(a.data + begin * a.depth, height, b, first, last, out);
+          f(b, Rows{begin, height, int(std::min<index_t>(height, rows - begin))}, out);
+        }
+      });
+    } else {
+      auto products_at = [&](index_t b) { return out + (b - own.begin) * N * w.gates * block; };
+      each_block([&](index_t b) {
+        w.dot(a.data, a.stride(), rows, b, first, last, products_at(b));
+        beside(b);
+      });
+      for (index_t b = own.begin; b < own.end; ++b) f(b, Rows{0, int(N), int(rows)}, products_at(b));
     }
   }
 
-  // f(site, x-side sums, h-side sums) at every register of units of a row block.
+  // f(site, row, x-side sums, h-side sums, bias) at every register of units of some rows.
   template <class F>
-  SEQKERN_INLINE void cells_of(index_t s, index_t b, index_t begin, int height, const A* out, F f) {
-    index_t t = time(s), first = p.reverse ? chunk_steps(s) - 1 - s % chunk : s % chunk;
-    for (int r = 0; r < height; ++r) {
-      const A* x = sums(b, first * N + begin + r);
+  SEQKERN_INLINE void cells_of(index_t s, index_t b, const Rows& rows, const A* out, F f) {
+    index_t t = time(s), first = order.count(first_time(s), t);
+    for (int r = 0; r < rows.live; ++r) {
+      index_t row = rows.begin + r;
+      const A* x = sums(b, first + row);
       for (index_t j = 0; j < block && b * block + j < H; j += L)
         with_lanes<A>(H - b * block - j, [&](auto lanes) {
-          f(Site<decltype(lanes)>{t, begin + r, b * block + j, lanes}, x + j, out + r * G * block + j,
+          f(Site<decltype(lanes)>{t, order.row[row], b * block + j, lanes}, row, x + j, out + r * G * block + j,
             bias + b * G * block + j);
         });
     }
   }
-  index_t chunk_steps(index_t s) const { return std::min(chunk, p.seq_len - s / chunk * chunk); }
 
   void step(index_t s, int rank, Range own, Range own_state, Barrier& barrier) {
     const Operand<A, W>&now = state[s & 1], &next = state[(s + 1) & 1];
-    A* out = products + rank * N * G * block;
+    A* out = products + rank * product_size();
     bool backwards = (s & 1) != odd;
-    index_t t = time(s);
+    index_t t = time(s), rows = order.live[t];
     FewRows inputs{};
-    if (single) inputs = few_rows(s, 1, rank);
+    if (single) inputs = few_rows(chunk_x(s, rank), rows, rank);
+    auto input_products = [&](index_t b) {
+      if (single) input.dot(inputs.data, inputs.stride, rows, b, 0, G, sums(b, 0));
+    };
+    auto nothing = [](index_t) {};
 
-    products_of(now, hidden, own, backwards, 0, kEarly, out, [&](index_t b, index_t begin, int height) {
-      if (single) input.dot(inputs.data, inputs.stride, N, b, 0, G, sums(b, 0));
-      cells_of(s, b, begin, height, out, [&](auto at, const A* x, const A* h, const A* bias_at) {
-        V sum[G];
+    products_of(
+        now, hidden, rows, own, backwards, 0, kEarly, out,
+        [&](index_t b, const Rows& at_rows, const A* products) {
+          cells_of(s, b, at_rows, products, [&](auto at, index_t row, const A* x, const A* h, const A* bias_at) {
+            V sum[G];
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) sum[g] = load(x + g * block) + load(bias_at + g * block);
-        bool on = active(p.lengths, at.n, t);
-        if constexpr (Cell::kLate) {
-          full.put(at.n, begin, height, at.u, cell.early(at, sum, h, block, on), at.lanes);
-        } else {
-          V value = cell(at, sum, h, block, on);
-          if (p.proj_size) full.put(at.n, begin, height, at.u, value, at.lanes);
-          else finish(at, begin, height, value, on, next);
-        }
-      });
-    });
+            for (int g = 0; g < G; ++g) sum[g] = load(x + g * block) + load(bias_at + g * block);
+            if constexpr (Cell::kLate) {
+              full.put(row, at_rows.begin, at_rows.height, at.u, cell.early(at, sum, h, block), at.lanes);
+            } else {
+              V value = cell(at, sum, h, block);
+              if (p.proj_size) full.put(row, at_rows.begin, at_rows.height, at.u, value, at.lanes);
+              else finish(at, row, at_rows, value, next);
+            }
+          });
+        },
+        input_products);
     if (Cell::kLate || p.proj_size) barrier.wait();
     if constexpr (Cell::kLate) {
-      products_of(full, hidden, own, !backwards, kEarly, G, out, [&](index_t b, index_t begin, int height) {
-        cells_of(s, b, begin, height, out, [&](auto at, const A* x, const A* h, const A* bias_at) {
-          bool on = active(p.lengths, at.n, t);
-          V sum = load(x + kEarly * block) + load(bias_at + kEarly * block) + load(h + kEarly * block);
-          finish(at, begin, height, cell.late(at, sum, on), on, next);
-        });
-      });
-    } else if (p.proj_size) {
-      products_of(full, projection, own_state, !backwards, 0, 1, out, [&](index_t b, index_t begin, int height) {
-        for (int r = 0; r < height; ++r)
-          for (index_t j = 0; j < block && b * block + j < S; j += L)
-            with_lanes<A>(S - b * block - j, [&](auto lanes) {
-              Site<decltype(lanes)> at{t, begin + r, b * block + j, lanes};
-              finish(at, begin, height, load(out + r * block + j), active(p.lengths, at.n, t), next);
+      products_of(
+          full, hidden, rows, own, !backwards, kEarly, G, out,
+          [&](index_t b, const Rows& at_rows, const A* products) {
+            cells_of(s, b, at_rows, products, [&](auto at, index_t row, const A* x, const A* h, const A* bias_at) {
+              V sum = load(x + kEarly * block) + load(bias_at + kEarly * block) + load(h + kEarly * block);
+              finish(at, row, at_rows, cell.late(at, sum), next);
             });
-      });
+          },
+          nothing);
+    } else if (p.proj_size) {
+      products_of(
+          full, projection, rows, own_state, !backwards, 0, 1, out,
+          [&](index_t b, const Rows& at_rows, const A* products) {
+            for (int r = 0; r < at_rows.live; ++r)
+              for (index_t j = 0; j < block && b * block + j < S; j += L)
+                with_lanes<A>(S - b * block - j, [&](auto lanes) {
+                  index_t row = at_rows.begin + r;
+                  Site<decltype(lanes)> at{t, order.row[row], b * block + j, lanes};
+                  finish(at, row, at_rows, load(products + r * block + j), next);
+                });
+          },
+          nothing);
     }
     barrier.wait();
   }
 
-  // The new state of a row: into y, h_n and the operand of the next step. A row that is over keeps its state.
+  // The new state of a row: into y, h_n and the operand of the next step.
   template <class At>
-  SEQKERN_INLINE void finish(At at, index_t begin, int height, V h, bool on, const Operand<A, W>& next) {
+  SEQKERN_INLINE void finish(At at, index_t row, const Rows& rows, V h, const Operand<A, W>& next) {
     T* last = h_n() + at.n * S + at.u;
-    if (p.y) store_n(static_cast<T*>(p.y) + (at.t * N + at.n) * S + at.u, on ? h : V{}, at.lanes);
-    if (on) store_n(last, h, at.lanes);
-    if (!on || sizeof(T) < sizeof(A)) h = load_n(last, at.lanes);  // as stored: what a later call would see
-    next.put(at.n, begin, height, at.u, h, at.lanes);
+    if (p.y) store_n(static_cast<T*>(p.y) + (at.t * N + at.n) * S + at.u, h, at.lanes);
+    store_n(last, h, at.lanes);
+    if (sizeof(T) < sizeof(A)) h = load_n(last, at.lanes);  // as stored: what a later call would see
+    next.put(row, rows.begin, rows.height, at.u, h, at.lanes);
   }
 
   const RecurrentForward& p;
@@ -294,7 +374,9 @@ class ForwardLayer {
   bool single;       // one step of few rows: both weights are read once, block by block
   bool odd = false;  // Job::odd
   index_t chunk = 1;
+  RowOrder order;
   A *bias = nullptr, *gate_sums = nullptr, *packed_x = nullptr, *products = nullptr;
+  T* live_x = nullptr;
   Half* tiled_x = nullptr;
 };
 

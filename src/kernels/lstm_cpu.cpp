@@ -20,7 +20,7 @@ struct LstmForwardCell {
 
   void take(Job&) {}
   template <class At>
-  SEQKERN_INLINE V operator()(At at, const V (&sum)[4], const A* h, index_t block, bool on) const {
+  SEQKERN_INLINE V operator()(At at, const V (&sum)[4], const A* h, index_t block) const {
     index_t H = p.hidden_size, row = at.t * p.batch + at.n;
     LstmGates<V> a{sum[0] + load(h), sum[1] + load(h + block), sum[2] + load(h + 2 * block),
                    sum[3] + load(h + 3 * block)};
@@ -32,14 +32,14 @@ struct LstmForwardCell {
     } else {
       out = lstm_cell<V>(a, c, nullptr);
     }
-    if (on) store_n(state, c, at.lanes);
+    store_n(state, c, at.lanes);
     if (p.gates) {
       A* g = static_cast<A*>(p.gates) + row * 4 * H + at.u;
-      store_n(g, on ? a.i : V{}, at.lanes);
-      store_n(g + H, on ? a.f : V{}, at.lanes);
-      store_n(g + 2 * H, on ? a.g : V{}, at.lanes);
-      store_n(g + 3 * H, on ? a.o : V{}, at.lanes);
-      store_n(static_cast<A*>(p.cells) + row * H + at.u, on ? c : V{}, at.lanes);
+      store_n(g, a.i, at.lanes);
+      store_n(g + H, a.f, at.lanes);
+      store_n(g + 2 * H, a.g, at.lanes);
+      store_n(g + 3 * H, a.o, at.lanes);
+      store_n(static_cast<A*>(p.cells) + row * H + at.u, c, at.lanes);
     }
     return out;
   }

@@ -13,7 +13,7 @@ struct RnnForwardCell {
 
   void take(Job&) {}
   template <class At>
-  SEQKERN_INLINE Vec<A> operator()(At, const Vec<A> (&sum)[1], const A* h, index_t, bool) const {
+  SEQKERN_INLINE Vec<A> operator()(At, const Vec<A> (&sum)[1], const A* h, index_t) const {
     return rnn_cell(sum[0] + load(h), p.relu);
   }
 };

@@ -92,13 +92,6 @@ struct RowBlocks {
   int height(index_t i) const { return int(begin(i + 1) - begin(i)); }
 };
 
-// The first n lanes; where `whole`, all of them: the rest is about to be overwritten, and AMD's masked stores are slow.
-template <class A>
-SEQKERN_INLINE void store_over(A* out, Vec<A> v, int n, bool whole) {
-  if (whole) store(out, v);
-  else store_n(out, v, n);
-}
-
 // out[k][m] = rows[m][k] for m < mr, k < depth: registers are transposed square by square.
 template <class S, class A = acc_t<S>>
 void pack_rows(const S* rows, index_t stride, int mr, index_t depth, A* out) {
