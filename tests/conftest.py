@@ -1,8 +1,8 @@
 """Fixtures of the kernel tests: backend x ISA x dtype, and the one source of tolerances.
 
-`ops` is the functional API on the backend under test: `cpu` once per ISA, and `hostcuda`, the CUDA
-kernels' own text executed on the host (tests/hostcuda). Long sweeps are marked `slow`, tests that
-ask torch for a second opinion `torch`, tests of a GPU `gpu`.
+`ops` is the functional API on the backend under test: `cpu` once per ISA, `hostcuda`, the CUDA kernels' own text
+executed on the host (tests/hostcuda), and `cuda`, the same on a GPU, marked `gpu`. Long sweeps are marked `slow`,
+tests that ask torch for a second opinion `torch`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,11 +55,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if values is not None and name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=str)
     if "backend" in metafunc.fixturenames:
-        pairs = [("cpu", isa) for isa in isa_names()]
+        pairs: list[Any] = [pytest.param("cpu", isa, id=f"cpu-{isa}") for isa in isa_names()]
         if metafunc.module.__name__.rpartition("test_")[2] in CUDA_TWINS:
-            pairs.append(("hostcuda", ""))
-        ids = ["-".join(filter(None, pair)) for pair in pairs]
-        metafunc.parametrize(("backend", "isa"), pairs, ids=ids, indirect=True)
+            pairs.append(pytest.param("hostcuda", "", id="hostcuda"))
+            pairs.append(pytest.param("cuda", "", id="cuda", marks=pytest.mark.gpu))
+        metafunc.parametrize(("backend", "isa"), pairs, indirect=True)
     elif "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", isa_names(), indirect=True)
 
@@ -83,7 +84,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip("torch, the second oracle, is not installed")
     if item.get_closest_marker("gpu"):
-        pytest.skip("no GPU backend is built")
+        from seqkern import _gpu
+
+        if reason := _gpu.missing():
+            pytest.skip(reason)
 
 
 @pytest.fixture
@@ -112,7 +116,12 @@ def hostcuda() -> ModuleType:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
-    """`cpu`, or `hostcuda` in a thread order, copy mode and device drawn from the test's name."""
+    """`cpu`, `cuda`, or `hostcuda` in a thread order, copy mode and device drawn from the test's name."""
+    if request.param == "cuda":
+        from hostcuda.build import stand_below_ops
+        from support.on_gpu import Kernels
+
+        stand_below_ops(Kernels(), request.getfixturevalue("monkeypatch").setattr)
     if request.param == "hostcuda":
         from hostcuda.build import stand_below_ops
 

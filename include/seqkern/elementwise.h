@@ -78,6 +78,9 @@ void probe_read(const Probe&);
 // The same on a CUDA stream (null: the default one); pointers are the device's.
 namespace cuda {
 void dropout(const Dropout&, void* stream);
+void sgd_update(const SgdUpdate&, void* stream);
+void adagrad_update(const AdagradUpdate&, void* stream);
+void adamw_update(const AdamwUpdate&, void* stream);
 }  // namespace cuda
 
 }  // namespace seqkern

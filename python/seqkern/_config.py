@@ -6,7 +6,7 @@ import platform
 
 import numpy as np
 
-from seqkern import _cpu
+from seqkern import _cpu, _gpu
 from seqkern._precision import get_matmul_precision
 from seqkern._version import __version__
 
@@ -22,7 +22,7 @@ def config() -> dict[str, str]:
         "isa": f"{_cpu.active_isa()} (available: {', '.join(available)})",
         "threads": str(_cpu.get_num_threads()),
         "matmul precision": get_matmul_precision(),
-        "cuda": "not built",
+        "cuda": _gpu.describe(),
         "compiler": _cpu.compiler,
         "build type": _cpu.build_type,
     }

@@ -1,12 +1,12 @@
 """From the caller's array type to a backend and back.
 
-NumPy arrays go to the CPU kernels as they are. torch tensors are handed over without a copy and come back as
-tensors; libraries are recognised by name, never imported.
+NumPy arrays go to the CPU kernels as they are, CuPy arrays to the GPU's. torch tensors are handed over without a copy,
+as NumPy or CuPy arrays, and come back as tensors; libraries are recognised by name, never imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def public(op: Callable[P, R]) -> Callable[P, R]:
-    """A function over NumPy arrays that also takes torch tensors.
+    """A function over NumPy arrays that also takes CuPy arrays and torch tensors.
 
     NumPy in the first place goes straight to the kernel, which refuses anything else among the rest.
     """
@@ -57,18 +57,59 @@ def run(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if library is None:
         return op(*args, **kwargs)
     if library == "cupy":
-        raise TypeError(
-            f"{op.__name__}: got a CuPy array, but this build of seqkern has no CUDA kernels; "
-            "pass a NumPy array"
-        )
+        from ._gpu import on_gpu
+
+        _expect_cupy(op.__name__, (args, kwargs), "CuPy arrays")
+        return on_gpu(op)(*args, **kwargs)
+    if _on_cuda((args, kwargs)):
+        return _run_cuda_tensors(op, args, kwargs)
     as_numpy = _Conversion(op.__name__)
     result = op(*as_numpy.tree(args), **as_numpy.tree(kwargs))
     return _to_torch(result)
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _expect_cupy(op: str, values: Any, others: str) -> None:
+    """TypeError for an array of the host among arrays of a device: nothing is copied unasked."""
+    for value in _leaves(values):
+        if isinstance(value, ndarray):
+            raise TypeError(f"{op}: got a NumPy array while other arguments are {others}")
+
+
+def _on_cuda(values: Any) -> bool:
+    return any(library_of(v) == "torch" and v.device.type == "cuda" for v in _leaves(values) if hasattr(v, "device"))
+
+
+def _run_cuda_tensors(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """torch tensors on a GPU: as CuPy arrays, on torch's device and current stream, without a copy."""
+    import cupy
+    import torch
+
+    from ._gpu import on_gpu
+
+    _expect_cupy(op.__name__, (args, kwargs), "torch tensors")
+    conversion = _Conversion(op.__name__, cupy)
+    device = next(v.device for v in _leaves((args, kwargs)) if library_of(v) == "torch" and v.device.type == "cuda")
+    stream = torch.cuda.current_stream(device)
+    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream.cuda_stream, device.index):
+        result = on_gpu(op)(*conversion.tree(args), **conversion.tree(kwargs))
+        return _each_array(result, cupy.ndarray, torch.utils.dlpack.from_dlpack)
+
+
 class _Conversion:
-    def __init__(self, op: str) -> None:
-        self.op = op
+    """torch tensors as NumPy arrays, or with `cupy` as its arrays."""
+
+    def __init__(self, op: str, cupy: Any = None) -> None:
+        self.op, self.cupy = op, cupy
 
     def tree(self, value: Any, name: str = "argument") -> Any:
         if isinstance(value, dict):
@@ -90,11 +131,11 @@ class _Conversion:
                 "recorded by torch's autograd: pass tensor.detach() and use the _forward and "
                 "_backward forms"
             )
-        if tensor.device.type != "cpu":
-            raise TypeError(
-                f"{self.op}: {name} is on device {tensor.device}, but this build of seqkern has no "
-                "CUDA kernels; pass a CPU tensor"
-            )
+        if tensor.device.type != ("cuda" if self.cupy else "cpu"):
+            others = "on the GPU" if self.cupy else "on the CPU"
+            raise TypeError(f"{self.op}: {name} is on device {tensor.device}, while other arguments are {others}")
+        if self.cupy:
+            return self.cupy.from_dlpack(tensor)
         if str(tensor.dtype) == "torch.bfloat16":
             import ml_dtypes
             import torch
@@ -103,18 +144,24 @@ class _Conversion:
         return tensor.numpy()
 
 
-def _to_torch(value: Any) -> Any:
+def _each_array(value: Any, kind: Any, convert: Callable[[Any], Any]) -> Any:
+    """`convert` applied to every array of `kind` in a result; named tuples stay what they are."""
     if isinstance(value, tuple):
-        items = [_to_torch(item) for item in value]
+        items = [_each_array(item, kind, convert) for item in value]
         result = type(value)(*items) if hasattr(value, "_fields") else tuple(items)
         for name, item in getattr(value, "__dict__", {}).items():  # dsinks, beside the tuple of gradients
-            setattr(result, name, _to_torch(item))
+            setattr(result, name, _each_array(item, kind, convert))
         return result
-    if not isinstance(value, (ndarray, np.generic)):
-        return value
+    return convert(value) if isinstance(value, kind) else value
+
+
+def _to_torch(result: Any) -> Any:
     import torch
 
-    array = np.asarray(value)
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    def tensor(value: Any) -> Any:
+        array = np.asarray(value)
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    return _each_array(result, (ndarray, np.generic), tensor)

@@ -2,6 +2,10 @@
 
 #include <cstring>
 
+#if defined(SEQKERN_DEVICE_ARRAYS)
+#include "seqkern/indices.h"
+#endif
+
 namespace seqkern {
 namespace {
 
@@ -10,16 +14,6 @@ std::string describe(const char* op, const char* name) { return std::string(op) 
 std::string dtype_text(const py::array& a) { return py::str(a.dtype()); }
 
 bool native(const py::dtype& d) { return d.byteorder() != (PY_LITTLE_ENDIAN ? '>' : '<'); }
-
-py::array as_array(const char* op, const char* name, py::handle object) {
-  if (!py::isinstance<py::array>(object))
-    throw py::type_error(describe(op, name) + " must be a NumPy array, got " +
-                         std::string(py::str(py::type::of(object).attr("__name__"))));
-  auto a = py::reinterpret_borrow<py::array>(object);
-  if (!native(a.dtype()))
-    throw py::type_error(describe(op, name) + " must be in native byte order, got dtype " + dtype_text(a));
-  return a;
-}
 
 void expect_dims(const char* op, const char* name, const py::array& a, std::initializer_list<Dim> dims) {
   bool same = a.ndim() == py::ssize_t(dims.size());
@@ -48,7 +42,40 @@ index_t as_index(const void* p, int size, bool is_signed) {
   }
 }
 
+#if defined(SEQKERN_DEVICE_ARRAYS)
+constexpr const char* kArray = "a CUDA array (CuPy's, or torch's on the GPU)";
+constexpr const char* kTypes = "float32, float64, bfloat16 or float16";
+constexpr int kHalf = 23;  // NPY_HALF
+#else
+constexpr const char* kArray = "a NumPy array";
+constexpr const char* kTypes = "float32, float64 or bfloat16";
+#endif
+
+std::vector<index_t> integers_on_host(const pybind11::array& a) {
+  pybind11::array flat = a.attr("reshape")(-1).cast<pybind11::array>();
+  bool is_signed = flat.dtype().kind() == 'i';
+  int item = int(flat.itemsize());
+  std::vector<index_t> values(std::size_t(flat.size()));
+  const char* p = static_cast<const char*>(flat.data());
+  for (index_t i = 0; i < index_t(values.size()); ++i)
+    values[std::size_t(i)] = as_index(p + i * flat.strides(0), item, is_signed);
+  return values;
+}
+
 }  // namespace
+
+py::array as_array(const char* op, const char* name, py::handle object) {
+  auto a = py::isinstance<py::array>(object) ? py::reinterpret_borrow<py::array>(object) : no_array();
+  if (!a)
+    throw py::type_error(describe(op, name) + " must be " + kArray + ", got " +
+                         std::string(py::str(py::type::of(object).attr("__name__"))));
+  if (!native(a.dtype()))
+    throw py::type_error(describe(op, name) + " must be in native byte order, got dtype " + dtype_text(a));
+#if defined(SEQKERN_DEVICE_ARRAYS)
+  if (a.size()) device::expect_here(describe(op, name), a.data());
+#endif
+  return a;
+}
 
 std::string shape_text(const Shape& shape) {
   std::string text;
@@ -74,7 +101,10 @@ Array::Array(const char* op, const char* name, py::handle object, bool optional)
   else if (num == py::detail::npy_api::NPY_DOUBLE_) dtype_ = DType::f64;
   else if (num == bf16_num) dtype_ = DType::bf16;
   else if (num >= 256 && std::string(py::str(array_.dtype())) == "bfloat16") bf16_num = num, dtype_ = DType::bf16;
-  else throw py::type_error(describe(op, name) + " must be float32, float64 or bfloat16, got " + dtype_text(array_));
+#if defined(SEQKERN_DEVICE_ARRAYS)
+  else if (num == kHalf) dtype_ = DType::f16;
+#endif
+  else throw py::type_error(describe(op, name) + " must be " + kTypes + ", got " + dtype_text(array_));
 }
 
 void Array::fail(const std::string& what) const { throw py::value_error(describe(op_, name_) + what); }
@@ -138,22 +168,37 @@ void Integers::expect(std::initializer_list<Dim> dims) const {
   if (present_) expect_dims(op_, name_, array_, dims);
 }
 
+#if defined(SEQKERN_DEVICE_ARRAYS)
+void Integers::expect_between(index_t low, index_t high, index_t also) {
+  if (!present_) return;
+  py::array from = array_;
+  if (!(from.flags() & py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_)) from = array_.attr("copy")("C").cast<py::array>();
+  taken_ = empty(py::dtype::of<index_t>(), shape_of(array_));
+  cuda::take_indices({int(from.itemsize()), from.dtype().kind() == 'i', from.size(), low, high, also, from.data(),
+                      static_cast<index_t*>(taken_.mutable_data())},
+                     device::stream());
+}
+const index_t* Integers::data() const { return present_ ? static_cast<const index_t*>(taken_.data()) : nullptr; }
+const std::vector<index_t>& Integers::values() {
+  if (present_ && values_.empty())
+    values_ = integers_on_host(device::arrays().attr("asnumpy")(array_).cast<pybind11::array>());
+  return values_;
+}
+#else
 void Integers::expect_between(index_t low, index_t high, index_t also) {
   if (!present_) return;
   count_allocation();
-  py::array flat = array_.attr("reshape")(-1).cast<py::array>();
-  bool is_signed = flat.dtype().kind() == 'i';
-  int item = int(flat.itemsize());
-  values_.resize(std::size_t(flat.size()));
-  const char* p = static_cast<const char*>(flat.data());
-  for (index_t i = 0; i < index_t(values_.size()); ++i) {
-    index_t v = as_index(p + i * flat.strides(0), item, is_signed);
+  values_ = integers_on_host(array_);
+  for (std::size_t i = 0; i < values_.size(); ++i) {
+    index_t v = values_[i];
     if ((v < low || v > high) && v != also)
       throw py::value_error(describe(op_, name_) + " must lie in [" + std::to_string(low) + ", " +
                             std::to_string(high) + "], got " + std::to_string(v) + " at position " + std::to_string(i));
-    values_[std::size_t(i)] = v;
   }
 }
+const index_t* Integers::data() const { return present_ ? values_.data() : nullptr; }
+const std::vector<index_t>& Integers::values() { return values_; }
+#endif
 
 void expect_shape(const char* op, const char* name, const Shape& got, const Shape& want, const char* meaning) {
   if (got != want)

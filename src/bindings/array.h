@@ -10,12 +10,25 @@
 #include <string_view>
 #include <vector>
 
-#include "cpu/thread_pool.h"
 #include "seqkern/types.h"
+#if defined(SEQKERN_DEVICE_ARRAYS)
+#include "device_array.h"
+#else
+#include "cpu/thread_pool.h"
+#endif
 
 namespace seqkern {
 
+#if !defined(SEQKERN_DEVICE_ARRAYS)
 namespace py = pybind11;
+
+// Runs a kernel without the interpreter lock.
+template <class Kernel, class Params>
+void call(Kernel kernel, const Params& params) {
+  py::gil_scoped_release release;
+  kernel(params);
+}
+#endif
 
 // py::array's own default is an array of its own, which costs as much as a small kernel.
 inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
@@ -29,6 +42,9 @@ using Shape = std::vector<index_t>;
 
 std::string shape_text(const Shape& shape);
 inline std::string shape_text(const index_t* sizes, int rank) { return shape_text(Shape(sizes, sizes + rank)); }
+
+// The object as an array, native and on the device where the kernels run; its elements may be of any type.
+py::array as_array(const char* op, const char* name, py::handle object);
 
 // One array argument, or none. Holds a reference; `data` is contiguous, aligned memory once taken.
 class Array {
@@ -66,7 +82,8 @@ class Array {
 const char* dtype_name(DType dtype);
 inline DType accumulator(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
-// int64 copy of an integer array whose values lie in [low, high], or equal `also`.
+// int64 copy of an integer array whose values lie in [low, high], or equal `also`. On a device that is no error but
+// made true: others become low or high, since to look at them would be to wait for the device.
 class Integers {
  public:
   Integers() = default;
@@ -77,13 +94,15 @@ class Integers {
   int rank() const { return int(array_.ndim()); }
   index_t count() const { return array_.size(); }
   const py::array& array() const { return array_; }
-  const index_t* data() const { return present_ ? values_.data() : nullptr; }
+  const index_t* data() const;  // what the kernels get
+  // On the host: of a device's array, which it waits for, a copy.
+  const std::vector<index_t>& values();
 
  private:
   const char* op_ = "";
   const char* name_ = "";
   bool present_ = false;
-  py::array array_ = no_array();
+  py::array array_ = no_array(), taken_ = no_array();
   std::vector<index_t> values_;
 };
 
@@ -104,13 +123,6 @@ py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape);
 py::array empty(const py::dtype& dtype, const Shape& shape);
 py::dtype numpy_dtype(DType dtype);  // f32 or f64
 
-// Runs a kernel without the interpreter lock.
-template <class Kernel, class Params>
-void call(Kernel kernel, const Params& params) {
-  py::gil_scoped_release release;
-  kernel(params);
-}
-
 void register_recurrent(py::module_&);
 void register_layers(py::module_&);
 void register_linear(py::module_&);
@@ -122,5 +134,6 @@ void register_batch_norm(py::module_&);
 void register_rope(py::module_&);
 void register_attention(py::module_&);
 void register_runtime(py::module_&);
+void register_cuda(py::module_&);  // those that have CUDA kernels
 
 }  // namespace seqkern

@@ -97,10 +97,7 @@ class Call {
 
   void take_mask(py::handle mask_) {
     if (mask_.is_none()) return;
-    if (!py::isinstance<py::array>(mask_))
-      throw py::type_error(std::string(op) + ": attn_mask must be a NumPy array, got " +
-                           std::string(py::str(py::type::of(mask_).attr("__name__"))));
-    mask = py::reinterpret_borrow<py::array>(mask_);
+    mask = as_array(op, "attn_mask", mask_);
     p.mask_is_bool = mask.dtype().kind() == 'b';
     if (!p.mask_is_bool) {
       Array as_number(op, "attn_mask", mask_);
@@ -150,16 +147,17 @@ class Call {
     if (cu.rank() != 1 || cu.count() < 1)
       bad(op, std::string(name) + " must be [sequences + 1] with at least one entry");
     cu.expect_between(0, total);
-    index_t longest = 0, last = cu.count() - 1;
-    for (index_t i = 0; i < last; ++i) {
-      if (cu.data()[i + 1] < cu.data()[i])
-        bad(op, std::string(name) + " must not decrease, got " + std::to_string(cu.data()[i + 1]) + " after " +
-                    std::to_string(cu.data()[i]));
-      longest = std::max(longest, cu.data()[i + 1] - cu.data()[i]);
+    const auto& at = cu.values();
+    index_t longest = 0;
+    for (std::size_t i = 1; i < at.size(); ++i) {
+      if (at[i] < at[i - 1])
+        bad(op, std::string(name) + " must not decrease, got " + std::to_string(at[i]) + " after " +
+                    std::to_string(at[i - 1]));
+      longest = std::max(longest, at[i] - at[i - 1]);
     }
-    if (cu.data()[0] != 0 || cu.data()[last] != total)
+    if (at.front() != 0 || at.back() != total)
       bad(op, std::string(name) + " must start with 0 and end with the number of rows, " + std::to_string(total) +
-                  ", got " + std::to_string(cu.data()[0]) + " and " + std::to_string(cu.data()[last]));
+                  ", got " + std::to_string(at.front()) + " and " + std::to_string(at.back()));
     return longest;
   }
 
@@ -225,7 +223,7 @@ py::tuple backward(bool packed, py::handle dout_, py::handle q, py::handle k, py
   if (!mask_shape.is_none()) {
     auto shape = mask_shape.cast<Shape>();
     py::array a = empty(wide, shape);
-    std::fill_n(static_cast<char*>(a.mutable_data()), a.nbytes(), char(0));
+    a.attr("fill")(0);
     p.dmask = a.mutable_data();
     p.dmask_count = a.size();
     for (int i = 0; i < 4; ++i) p.dmask_strides[i] = a.shape(i) > 1 ? a.strides(i) / a.itemsize() : 0;

@@ -1,5 +1,6 @@
 // Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
 #pragma once
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -37,12 +38,25 @@ void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... argumen
 
 #else
 
+// What a failure means to the caller, in one sentence.
+inline std::string meaning(cudaError_t error) {
+  int driver = 0, runtime = 0;
+  auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+  if (error == cudaErrorNoDevice) return "no CUDA device";
+  if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+    return "no CUDA device: no NVIDIA driver is installed";
+  if (error == cudaErrorInsufficientDriver && cudaRuntimeGetVersion(&runtime) == cudaSuccess)
+    return "the NVIDIA driver is too old: it knows CUDA " + version(driver) + ", this build needs " + version(runtime);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
+    return "this build has no code for the device's architecture: build with SEQKERN_CUDA_ARCHITECTURES";
+  return cudaGetErrorString(error);
+}
+
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // so that the next call does not report it again
-  if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver)
-    throw DeviceError(std::string("no CUDA device: ") + cudaGetErrorString(error));
-  throw DeviceError(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) throw std::bad_alloc();
+  throw DeviceError("CUDA: " + meaning(error));
 }
 
 inline Limits limits(const void* kernel) {

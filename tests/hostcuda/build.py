@@ -24,9 +24,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-FLAGS = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *WARNINGS)
-HOST_SOURCES = ("tests/hostcuda/module.cpp", "tests/hostcuda/runtime.cpp", "src/cpu/thread_pool.cpp")
-BINDINGS = ("activation", "array", "attention", "elementwise", "layer_norm", "layers", "output", "recurrent", "rope")
+CODE = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
+FLAGS = (*CODE, *WARNINGS, "-DSEQKERN_DEVICE_ARRAYS")
+HOST_SOURCES = tuple(f"tests/hostcuda/{name}.cpp" for name in ("module", "device", "runtime"))
+BINDINGS = (
+    "activation", "array", "attention", "cuda_kernels", "device_array", "elementwise", "layer_norm", "layers", "output",
+    "recurrent", "rope",
+)  # fmt: skip
 
 
 def kernels() -> list[str]:
@@ -34,12 +38,12 @@ def kernels() -> list[str]:
 
 
 def compiler() -> str | None:
-    """The C++ compiler, or None when there is none or pybind11's headers are not installed."""
+    """The C++ compiler (as CXX="ccache c++"), or None when there is none or pybind11's headers are not installed."""
     try:
         import pybind11  # noqa: F401
     except ImportError:
         return None
-    return shutil.which(os.environ.get("CXX", "c++"))
+    return os.environ.get("CXX", "c++") if shutil.which(_command()[0]) else None
 
 
 def _includes() -> list[str]:
@@ -66,7 +70,7 @@ def _compile(source: Path, target: Path, flags: list[str]) -> Path:
 
 
 def _command() -> list[str]:
-    return shlex.split(compiler() or "c++")
+    return shlex.split(os.environ.get("CXX", "c++"))
 
 
 def _run(command: list[str]) -> None:
@@ -128,7 +132,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def stand_below_ops(module: ModuleType, replace: Callable[[Any, str, Any], None] = setattr) -> None:
+def stand_below_ops(module: Any, replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Puts `module` where the functional API looks for its kernels."""
     for name, ops_module in list(sys.modules.items()):
         if name.startswith("seqkern.ops.") and hasattr(ops_module, "_cpu"):

@@ -209,13 +209,16 @@ def cross_entropy_forward(
     loss, lse = _cpu.cross_entropy_forward(logits, target, ignore_index, label_smoothing)
     if reduction != "none":
         total, count = loss.sum(), _count(target, ignore_index, reduction)
-        loss = np.asarray(total / count if count else total * np.nan, loss.dtype)
+        if not isinstance(count, int):  # on the GPU: nothing waits for the number
+            loss = (total / np.where(count > 0, count, np.nan)).astype(loss.dtype)
+        else:
+            loss = np.asarray(total / count if count else total * np.nan, loss.dtype)
     return loss, CrossEntropySaved(logits, target, lse, ignore_index, label_smoothing, reduction)
 
 
-def _count(target: Array, ignore_index: int, reduction: str) -> int:
-    """What the sum of the losses is divided by."""
-    return 1 if reduction == "sum" else int(np.count_nonzero(target != ignore_index))
+def _count(target: Array, ignore_index: int, reduction: str) -> Any:
+    """What the sum of the losses is divided by; a 0-d array on the GPU."""
+    return 1 if reduction == "sum" else np.count_nonzero(target != ignore_index)
 
 
 def _scalar(dloss: Array | float | None) -> float:
@@ -237,8 +240,12 @@ def cross_entropy_backward(dloss: Array | float | None, saved: CrossEntropySaved
     if s.reduction == "none":
         scale = np.zeros(np.shape(s.target), dtype) if dloss is None else dloss
     else:
-        count = max(_count(s.target, s.ignore_index, s.reduction), 1)
-        scale = np.full(np.shape(s.target), _scalar(dloss) / count, dtype)
+        count = _count(s.target, s.ignore_index, s.reduction)
+        if isinstance(count, int):
+            scale = np.full(np.shape(s.target), _scalar(dloss) / max(count, 1), dtype)
+        else:
+            each = (0.0 if dloss is None else dloss) / np.maximum(count, 1)
+            scale = np.broadcast_to(each, s.target.shape).astype(dtype)
     return CrossEntropyGradients(
         _cpu.cross_entropy_backward(scale, s.logits, s.target, s.lse, s.ignore_index, s.label_smoothing)
     )

@@ -1,0 +1,177 @@
+"""Arrays of a device: dispatch by their type, nn modules, models and optimisers after `.to("cuda")`.
+
+Here the device is the host: CuPy is tests/support/fake_cupy.py, and the kernels are the CUDA kernels' own text, run
+by tests/hostcuda. With a GPU the same bodies run on CuPy and `_cuda`, marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import seqkern
+from seqkern import models, nn, optim
+from support import fake_cupy
+
+
+@pytest.fixture(params=["hostcuda", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The array library of the device."""
+    if request.param == "gpu":
+        yield pytest.importorskip("cupy")
+        return
+    kernels: ModuleType = request.getfixturevalue("hostcuda")
+    kernels.configure()
+    yield fake_cupy.install(monkeypatch, kernels)
+    kernels.use_arrays("numpy")
+
+
+def on_device(cupy: Any, *arrays: np.ndarray) -> list[Any]:
+    return [cupy.asarray(a) for a in arrays]
+
+
+def close(got: Any, want: np.ndarray, factor: float = 1.0) -> None:
+    """Within what float32 sums of these lengths may differ by, on two devices."""
+    got = got.get()
+    assert got.dtype == want.dtype and got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=0, atol=factor * 2e-5 * max(1.0, float(np.abs(want).max(initial=0))))
+
+
+def test_the_same_type_comes_back(cupy: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    y = seqkern.softmax(cupy.asarray(x))
+    assert isinstance(y, cupy.ndarray)
+    close(y, seqkern.softmax(x))
+
+
+def test_strides_and_a_scalar_loss(cupy: Any) -> None:
+    rng = np.random.default_rng(1)
+    logits, target = rng.standard_normal((6, 4, 9)).astype(np.float32), rng.integers(0, 6, (4, 9)).astype(np.int32)
+    logits, (x, t) = np.moveaxis(logits, 0, -1), on_device(cupy, logits, target)
+    loss, saved = seqkern.cross_entropy_forward(cupy.moveaxis(x, 0, -1), t)
+    want, wanted = seqkern.cross_entropy_forward(logits, target)
+    close(loss, want)
+    close(seqkern.cross_entropy_backward(loss * 0 + 2, saved).dlogits,
+          seqkern.cross_entropy_backward(2.0, wanted).dlogits)  # fmt: skip
+
+
+def test_an_index_out_of_range_is_moved_into_it(cupy: Any) -> None:
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3)
+    for dtype in (np.int8, np.uint16, np.int32, np.int64):
+        ids = np.array([3, 0, 100, -7 if np.issubdtype(dtype, np.signedinteger) else 0]).astype(dtype)
+        close(seqkern.embedding(*on_device(cupy, ids, weight)), weight[[3, 0, 3, 0]])
+
+
+def test_host_and_device_do_not_mix(cupy: Any) -> None:
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(TypeError, match="layer_norm: got a NumPy array while other arguments are CuPy arrays"):
+        seqkern.layer_norm(cupy.asarray(x), 3, x[0])
+    with pytest.raises(TypeError, match="rms_norm: weight must be a NumPy array"):
+        seqkern.rms_norm(x, 3, cupy.asarray(x[0]))
+    with pytest.raises(TypeError, match="linear: got a NumPy array"):
+        seqkern.linear(cupy.asarray(x), x)
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        ({"typestr": ">f4"}, "native byte order"),
+        ({"typestr": "<c8"}, "must be float32, float64, bfloat16 or float16"),
+        ({"shape": (4, 3)}, "dy must be"),
+        ({"data": None}, "object"),
+    ],
+)
+def test_interfaces_that_are_refused(hostcuda: ModuleType, broken: dict[str, Any], message: str) -> None:
+    """Of any object that offers one, whatever its library."""
+
+    class Offered:
+        def __init__(self, array: np.ndarray, changed: dict[str, Any]) -> None:
+            self.__cuda_array_interface__ = {**array.__array_interface__, **changed}
+
+    y = np.ones((3, 4), np.float32)
+    taken = hostcuda.softmax_backward(Offered(y, {}), Offered(y, {"strides": (16, 4)}), False)
+    np.testing.assert_array_equal(taken, -3 * y)
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=message):
+        hostcuda.softmax_backward(Offered(y, broken), Offered(y, {}), False)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(cupy: Any, dtype: str) -> None:
+    """float16, which the CPU has not, and bfloat16, against float64 on the rounded inputs."""
+    rng, unit = np.random.default_rng(2), 2.0**-11 if dtype == "float16" else 2.0**-8
+    kind = np.dtype(dtype if dtype == "float16" else ml_dtypes.bfloat16)
+    T, N, H = 5, 3, 16
+    arrays = [rng.standard_normal(s).astype(kind) for s in ((T, N, H), (4 * H, H), (4 * H, H))]
+    arrays[1:] = [(a.astype(np.float32) / 4).astype(kind) for a in arrays[1:]]
+    wide = [a.astype(np.float64) for a in arrays]
+    y, _, saved = seqkern.lstm_forward(*on_device(cupy, *arrays))
+    want, _, wanted = seqkern.lstm_forward(*wide)
+    assert y.dtype == kind
+    assert np.abs(y.get().astype(np.float64) - want).max() <= 4 * T * unit
+    got, expected = seqkern.lstm_backward(y, None, saved), seqkern.lstm_backward(want, None, wanted)
+    for name in ("dx", "dweight_ih", "dweight_hh"):
+        mine, theirs = getattr(got, name).get().astype(np.float64), getattr(expected, name)
+        assert np.abs(mine - theirs).max() <= 4 * T * N * unit * max(1.0, np.abs(theirs).max()), name
+    q, k, v = (rng.standard_normal((1, 2, 70, 64)).astype(kind) for _ in range(3))
+    out = seqkern.scaled_dot_product_attention(*on_device(cupy, q, k, v), is_causal=True)
+    want = seqkern.scaled_dot_product_attention(*(a.astype(np.float64) for a in (q, k, v)), is_causal=True)
+    assert np.abs(out.get().astype(np.float64) - want).max() <= 4 * unit * np.abs(v.astype(np.float64)).max()
+
+
+def losses(make: Any, ids: np.ndarray, device: str) -> tuple[list[float], Any]:
+    """Three steps of training on predicting the next token."""
+    seqkern.manual_seed(0)
+    model = make().to(device)
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    if device == "cuda":
+        import cupy
+
+        inputs, targets = cupy.asarray(inputs), cupy.asarray(targets)
+    optimiser, criterion, history = optim.AdamW(model.parameters(), lr=1e-2), nn.CrossEntropyLoss(), []
+    for _ in range(3):
+        output, pull = model.vjp(inputs)
+        loss, pull_loss = criterion.vjp(output.logits, targets)
+        model.zero_grad()
+        pull(pull_loss()[0])
+        optim.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        history.append(float(loss))
+    return history, model
+
+
+def tiny_gpt2() -> Any:
+    none = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    sizes = {"vocab_size": 23, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return models.GPT2(models.GPT2.Config(**sizes, **none))
+
+
+def tiny_rnn_lm() -> Any:
+    return models.RNNLM(models.RNNLM.Config(vocab_size=23, embedding_size=8, hidden_size=16, num_layers=2))
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_rnn_lm])
+def test_a_model_trains_after_to_cuda(cupy: Any, make: Any) -> None:
+    ids = np.random.default_rng(3).integers(0, 23, (2, 9))
+    want, _ = losses(make, ids, "cpu")
+    got, model = losses(make, ids, "cuda")
+    assert all(isinstance(p.data, cupy.ndarray) for p in model.parameters())
+    np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("seqkern._cuda") is None, reason="_cuda is not built")
+def test_without_a_device_one_clear_error() -> None:
+    """`_cuda` imports where there is no GPU, and says so when it is asked to do something."""
+    from seqkern import _cuda, _gpu
+
+    try:
+        _cuda.information()
+    except RuntimeError as error:
+        assert "CUDA: " in str(error) and ("no CUDA device" in str(error) or "too old" in str(error))
+        assert "built for sm_" in _gpu.describe() and str(error) in _gpu.describe()
+    with pytest.raises(TypeError, match="must be a CUDA array"):
+        _cuda.softmax_forward(np.ones(3, np.float32), False)
