@@ -2,7 +2,6 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include <pybind11/stl.h>
 
@@ -188,7 +187,7 @@ py::tuple forward(bool packed, py::handle q, py::handle k, py::handle v, py::han
   }
   if (with_probs) {
     py::array a = empty(c.q.numpy_dtype(), {p.batch, p.heads, p.query_len, p.key_len});
-    if (packed) std::memset(a.mutable_data(), 0, std::size_t(a.nbytes()));  // rows that shorter sequences lack
+    if (packed) a.attr("fill")(0);  // rows that shorter sequences lack
     p.probs = a.mutable_data();
     probs = a;
   }
