@@ -180,8 +180,7 @@ void Integers::expect_between(index_t low, index_t high, index_t also) {
 }
 const index_t* Integers::data() const { return present_ ? static_cast<const index_t*>(taken_.data()) : nullptr; }
 const std::vector<index_t>& Integers::values() {
-  if (present_ && values_.empty())
-    values_ = integers_on_host(device::arrays().attr("asnumpy")(array_).cast<pybind11::array>());
+  if (present_ && values_.empty()) values_ = integers_on_host(device::on_host(array_));
   return values_;
 }
 #else

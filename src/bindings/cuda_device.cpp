@@ -33,6 +33,8 @@ pybind11::module_ arrays() {
   }
 }
 
+pybind11::array on_host(pybind11::handle array) { return arrays().attr("asnumpy")(array); }
+
 pybind11::object interface_of(pybind11::handle object) {
   return pybind11::getattr(object, "__cuda_array_interface__", pybind11::none());
 }

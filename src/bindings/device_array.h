@@ -51,6 +51,7 @@ void* stream();                                                // the current on
 void wait_for(pybind11::handle stream);                        // that of an interface: None, or a number
 void expect_here(const std::string& what, const void* data);   // memory of the current device, or ValueError
 pybind11::object workspace(std::size_t bytes, void** memory);  // 256-byte aligned
+pybind11::array on_host(pybind11::handle array);               // a copy, which waits for the device
 pybind11::dict information();
 
 }  // namespace device

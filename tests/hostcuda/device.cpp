@@ -16,6 +16,10 @@ void use_arrays(const std::string& name) { library = name; }
 
 pybind11::module_ arrays() { return pybind11::module_::import(library.c_str()); }
 
+pybind11::array on_host(pybind11::handle array) {
+  return pybind11::hasattr(array, "get") ? array.attr("get")() : pybind11::reinterpret_borrow<pybind11::object>(array);
+}
+
 pybind11::object interface_of(pybind11::handle object) {
   pybind11::object interface = pybind11::getattr(object, "__cuda_array_interface__", pybind11::none());
   if (!interface.is_none() || library != "numpy" || !pybind11::isinstance<pybind11::array>(object)) return interface;
