@@ -184,7 +184,7 @@ def embedding_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tup
 
 def softmax_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
     x = np.random.default_rng(0).standard_normal((2, 1500)).astype(np.float32)
-    yield (module.softmax_forward(x, False),)
+    yield (module.softmax_forward(x, False, None),)
 
 
 RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
