@@ -174,4 +174,4 @@ def test_without_a_device_one_clear_error() -> None:
         assert "CUDA: " in str(error) and ("no CUDA device" in str(error) or "too old" in str(error))
         assert "built for sm_" in _gpu.describe() and str(error) in _gpu.describe()
     with pytest.raises(TypeError, match="must be a CUDA array"):
-        _cuda.softmax_forward(np.ones(3, np.float32), False)
+        _cuda.softmax_forward(np.ones(3, np.float32), False, None)
