@@ -347,7 +347,7 @@ def test_memory_grows_with_the_length_only(ops: ModuleType) -> None:
         ({"value": np.zeros((2, 4, 6, 3), np.float32)}, ValueError, "value must be"),
         ({"key": np.zeros((2, 4, 5, 3), np.float64)}, TypeError, "key must be float32"),
         ({"query": np.zeros((2, 4, 7, 3), ">f4")}, TypeError, "native byte order"),
-        ({"query": [[1.0]]}, TypeError, "query must be a NumPy array"),
+        ({"query": [[1.0]]}, TypeError, "query must be a (NumPy|CUDA) array"),
         ({"query": np.zeros(3, np.float32)}, ValueError, "query must be"),
         ({"attn_mask": np.zeros((7, 6), np.float32)}, ValueError, "attn_mask must be broadcastable"),
         ({"attn_mask": np.zeros((7, 5), np.float64)}, TypeError, "attn_mask must be float32"),
@@ -369,7 +369,11 @@ def test_memory_grows_with_the_length_only(ops: ModuleType) -> None:
         ({"out": np.zeros((2, 4, 7, 2), np.float32)}, ValueError, "out must be"),
     ],
 )
-def test_bad_input(ops: ModuleType, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    ops: ModuleType, backend: str, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if backend != "cpu" and "_lengths must lie in" in message:
+        pytest.skip("a GPU moves a length into range: to refuse it, the host would have to wait for it")
     good: dict[str, Any] = {
         "query": np.zeros((2, 4, 7, 3), np.float32),
         "key": np.zeros((2, 4, 5, 3), np.float32),
@@ -384,7 +388,7 @@ def test_bad_input(ops: ModuleType, change: dict[str, Any], error: type[Exceptio
     ("cu_q", "cu_kv", "message"),
     [
         ([0, 5, 3, 7], [0, 1, 2, 5], "cu_seqlens_q must not decrease"),
-        ([0, 5, 9], [0, 1, 5], "cu_seqlens_q must lie in"),
+        ([0, 5, 9], [0, 1, 5], "cu_seqlens_q must (lie in|start with 0 and end with)"),
         ([0, 5, 7], [0, 1, 4], "cu_seqlens_kv must start with 0 and end with"),
         ([1, 5, 7], [0, 1, 5], "cu_seqlens_q must start with 0"),
         ([0, 5, 7], [0, 5], "cu_seqlens_kv must be"),

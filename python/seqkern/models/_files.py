@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..nn._arrays import to_numpy
+from ..nn._init import aligned_zeros
 from ..nn.module import Module
 from ._mapped import forget, map_file
 
@@ -109,7 +110,7 @@ class _Untouched(np.ndarray):
     """Zeros that the system has not had to provide yet."""
 
     def astype(self, dtype: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
-        return np.zeros(self.shape, dtype)
+        return aligned_zeros(self.shape, dtype)
 
 
 def blank() -> Blank:

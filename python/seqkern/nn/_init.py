@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,24 @@ class Initializer:
         return Parameter(np.full(shape, value, self.dtype))
 
 
+LINE = 64  # bytes of a cache line
+
+
 def aligned(array: Any) -> Any:
-    """A copy that starts at a cache line: a step of one row reads weights a third faster so."""
-    line = 64
-    memory = np.empty(array.nbytes + line, np.uint8)
-    start = -memory.ctypes.data % line
-    result = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    """The array, or a copy that starts at a cache line: a step of one row reads weights a third faster so."""
+    if array.ctypes.data % LINE == 0:
+        return array
+    result = aligned_zeros(array.shape, array.dtype)
     result[...] = array
     return result
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Zeros that start at a cache line; they take no memory until they are written to."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def check_size(value: Any, name: str, minimum: int = 1) -> int:
