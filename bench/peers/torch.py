@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,8 +207,12 @@ def model_decode(task: ModelTask) -> Entry:
 
 def model_train(task: ModelTask) -> Entry:
     """Autograd from a given gradient of the output; results: the output."""
-    module, x = _model(task)
-    dy = torch.from_numpy(task.dy)
+    call = train_call(*_model(task), torch.from_numpy(task.dy))
+    return Entry(call, lambda: [_numpy(call())])
+
+
+def train_call(module: Any, x: Any, dy: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """One forward and backward pass of a model, from the gradient of its output."""
 
     def call() -> torch.Tensor:
         module.zero_grad(set_to_none=True)
@@ -216,7 +220,7 @@ def model_train(task: ModelTask) -> Entry:
         torch.autograd.backward(output, dy)
         return output
 
-    return Entry(call, lambda: [_numpy(call())])
+    return call
 
 
 def _model(task: ModelTask) -> tuple[Any, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from .. import zoo
 from ..tasks import Entry, UnsupportedError
 from ..zoo import ModelTask
-from .torch import _model, _numpy, prepare
+from .torch import _model, _numpy, prepare, train_call
 
 __all__ = ["NAME", "model", "model_train", "prepare"]
 NAME = "torch.compile"
@@ -30,15 +30,7 @@ def model(task: ModelTask) -> Entry:
 
 def model_train(task: ModelTask) -> Entry:
     """Compiled forward and backward from a given gradient of the output; results: the output."""
-    module, x = _compiled(task)
-    dy = torch.from_numpy(task.dy)
-
-    def call() -> torch.Tensor:
-        module.zero_grad(set_to_none=True)
-        output: torch.Tensor = zoo.first_array(module(x))
-        torch.autograd.backward(output, dy)
-        return output
-
+    call = train_call(*_compiled(task), torch.from_numpy(task.dy))
     _compile(call)
     return Entry(call, lambda: [_numpy(call())])
 
