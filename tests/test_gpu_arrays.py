@@ -175,3 +175,10 @@ def test_without_a_device_one_clear_error() -> None:
         assert "built for sm_" in _gpu.describe() and str(error) in _gpu.describe()
     with pytest.raises(TypeError, match="must be a CUDA array"):
         _cuda.softmax_forward(np.ones(3, np.float32), False, None)
+
+
+def test_a_name_the_module_lacks_is_only_missing() -> None:
+    """Tools look for names in every loaded module, torch.compile among them."""
+    from seqkern import _gpu
+
+    assert not hasattr(_gpu, "no_such_name")

@@ -1,6 +1,6 @@
 """The functional API over CuPy arrays.
 
-It is the text of `seqkern.ops` itself: `on_gpu` gives a function of it other globals, in which `_cpu` is this module
+It is the text of `seqkern.ops` itself: `on_gpu` gives a function of it other globals, in which `_cpu` is `KERNELS`
 and `np` is CuPy. Kernels come from the extension `_cuda`; matrix products are cuBLAS's, through CuPy. Work is queued
 on CuPy's current stream, and nothing here waits for it.
 """
@@ -51,16 +51,6 @@ def describe() -> str:
     return f"{found['name']} (sm_{major}{minor}, {found['memory'] >> 30} GiB, {found['count']} visible); {built}"
 
 
-def __getattr__(name: str) -> Any:
-    """The kernels of `_cuda`, for the text of `ops`, which asks here for those of `_cpu`."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    kernel = getattr(extension(), name, None)
-    if kernel is None:
-        raise NotImplementedError(f"{name} has no CUDA kernel; take the arrays to the CPU")
-    return kernel
-
-
 def on_gpu(op: Callable[..., Any]) -> Callable[..., Any]:
     """The function of `seqkern.ops` for CuPy arrays on the current device."""
     cupy = sys.modules["cupy"]
@@ -75,7 +65,7 @@ def _twin(op: Any, device: int) -> Callable[..., Any]:
 @cache
 def _globals(module: str, device: int) -> dict[str, Any]:
     """The globals of a module of `ops`, its helpers included, for one device: some keep tables there."""
-    twin = dict(vars(sys.modules[module]), _cpu=sys.modules[__name__], np=sys.modules["cupy"])
+    twin = dict(vars(sys.modules[module]), _cpu=KERNELS, np=sys.modules["cupy"])
     for name, value in list(twin.items()):
         if getattr(value, "__module__", None) != module or isinstance(value, type):
             continue
@@ -166,3 +156,19 @@ def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: Any) -> None
         raise ValueError(f"linear: {name} must be {list(shape)}, got {list(array.shape)}")
     if array.dtype != dtype:
         raise TypeError(f"linear: {name} must be {dtype}, got {array.dtype}")
+
+
+class _Kernels:
+    """What the text of `ops` finds in place of `_cpu`: the products above, and the kernels of `_cuda`."""
+
+    linear_forward = staticmethod(linear_forward)
+    linear_backward = staticmethod(linear_backward)
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(extension(), name, None)
+        if kernel is None:
+            raise NotImplementedError(f"{name} has no CUDA kernel; take the arrays to the CPU")
+        return kernel
+
+
+KERNELS = _Kernels()
