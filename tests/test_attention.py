@@ -38,6 +38,8 @@ SHAPES = [
     (2, 2, 2, 0, 3, 4, 4),
     (2, 2, 2, 3, 0, 4, 4),
 ]
+# Tiles of tensor cores, 128 by 64: parts of them, several, grouped heads, one width and two.
+IN_BFLOAT16 = [(2, 4, 2, 49, 130, 32, 32), (1, 2, 2, 150, 290, 64, 64), (1, 4, 2, 200, 140, 72, 128)]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "causal": {"is_causal": True},
@@ -162,9 +164,10 @@ def test_options(ops: ModuleType, shape: tuple[int, ...], name: str, dtypes: DTy
     check(ops, shape, name, dtypes)
 
 
-@pytest.mark.parametrize("name", ["causal", "float mask", "everything"])
-def test_options_in_bfloat16(ops: ModuleType, name: str) -> None:
-    check(ops, (2, 4, 2, 49, 130, 32, 32), name, BFLOAT16)
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("shape", IN_BFLOAT16, ids=str)
+def test_options_in_bfloat16(ops: ModuleType, shape: tuple[int, ...], name: str) -> None:
+    check(ops, shape, name, BFLOAT16)
 
 
 @pytest.mark.parametrize("dim", [*range(1, 20), 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 255, 256])
