@@ -207,8 +207,16 @@ def test_lse_probabilities_and_out(ops: ModuleType, shape: tuple[int, ...], name
     assert_bitwise_equal(buffer, ops.scaled_dot_product_attention(*arrays, **options), "out=")
 
 
+def assert_near(dirty: dict[str, Array], clean: dict[str, Array], dtypes: DTypes) -> None:
+    """The same numbers, up to the order of the sums and, in bfloat16, where they were rounded."""
+    for name, want in clean.items():
+        exact = want.astype(np.float64)
+        limit = (0.1 if dtypes.name == BFLOAT16.name else 1e-4) * (1 + np.abs(exact))
+        assert_matches(dirty[name], exact, np.where(np.isfinite(exact), limit, 0), name)
+
+
 @DTYPES
-@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("rows", [2, 40, 150])
 def test_masked_numbers_never_leak(ops: ModuleType, rows: int, dtypes: DTypes) -> None:
     """NaN and infinity at masked keys, values and rows change nothing; a live NaN shows."""
     arrays, _, dout = make((1, 2, 2, rows, 40, 16, 16), "plain", dtypes)
@@ -223,14 +231,26 @@ def test_masked_numbers_never_leak(ops: ModuleType, rows: int, dtypes: DTypes) -
     upstream = dout.copy()
     upstream[:, :, 1] = np.nan
     dirty = run(ops, (query, key, value), {"attn_mask": mask}, upstream)
-    for name, want in clean.items():
-        tolerance = 1e-4 * (1 + np.abs(want.astype(np.float64))) if dtypes.name != BFLOAT16.name else 0.1
-        assert_matches(dirty[name], want.astype(np.float64), np.where(np.isfinite(want), tolerance, 0), name)
+    assert_near(dirty, clean, dtypes)
     assert not clean["out"][:, :, 1].any() and np.all(clean["lse"][:, :, 1] == -np.inf)
     key[0, 0, 7] = np.nan
     live = ops.scaled_dot_product_attention(query, key, value, mask)
     assert np.isnan(live[0, 0, 0].astype(np.float64)).all()
     assert np.isfinite(live[0, 1, 0].astype(np.float64)).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [None, (30, None)])
+def test_numbers_that_no_row_sees_never_leak(ops: ModuleType, window: Any, dtypes: DTypes) -> None:
+    """NaN at keys past the diagonal of the last row, beside keys that rows see."""
+    arrays, _, dout = make((1, 2, 2, 70, 200, 16, 16), "plain", dtypes)
+    options = {"is_causal": True, "window": window}
+    clean = run(ops, arrays, options, dout)
+    query, key, value = (a.copy() for a in arrays)
+    key[:, :, 70:] = value[:, :, 70:] = np.nan
+    dirty = run(ops, (query, key, value), options, dout)
+    assert_near(dirty, clean, dtypes)
+    assert not dirty["dkey"][:, :, 70:].any() and not dirty["dvalue"][:, :, 70:].any()
 
 
 def test_padding_is_not_read_as_a_number(ops: ModuleType) -> None:
