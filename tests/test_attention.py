@@ -127,7 +127,7 @@ def on_tensor_cores(arrays: tuple[Array, ...]) -> bool:
     """Whether the backend under test rounds probabilities to the storage type: on a GPU, as all do."""
     from seqkern.ops import attention
 
-    return attention._cpu.__name__.endswith("_hostcuda") and arrays[0].itemsize == 2
+    return attention._cpu.__name__.endswith("cuda") and arrays[0].itemsize == 2
 
 
 def check(ops: ModuleType, shape: tuple[int, ...], name: str, dtypes: DTypes) -> None:
@@ -374,6 +374,8 @@ def test_bad_input(
 ) -> None:
     if backend != "cpu" and "_lengths must lie in" in message:
         pytest.skip("a GPU moves a length into range: to refuse it, the host would have to wait for it")
+    if backend == "cuda" and "byte order" in message:
+        pytest.skip("CuPy knows no other byte order")
     good: dict[str, Any] = {
         "query": np.zeros((2, 4, 7, 3), np.float32),
         "key": np.zeros((2, 4, 5, 3), np.float32),
