@@ -163,8 +163,9 @@ def test_options(ops: ModuleType, shape: tuple[int, ...], name: str, dtypes: DTy
 
 
 @pytest.mark.parametrize("name", ["causal", "float mask", "everything"])
-def test_options_in_bfloat16(ops: ModuleType, name: str) -> None:
-    check(ops, (2, 4, 2, 49, 130, 32, 32), name, BFLOAT16)
+@pytest.mark.parametrize("shape", [(2, 4, 2, 49, 130, 32, 32), (2, 8, 2, 2, 300, 72, 128), (1, 5, 1, 1, 150, 64, 8)])
+def test_options_in_bfloat16(ops: ModuleType, name: str, shape: tuple[int, ...]) -> None:
+    check(ops, shape, name, BFLOAT16)
 
 
 @pytest.mark.parametrize("dim", [*range(1, 20), 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 255, 256])

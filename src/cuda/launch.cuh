@@ -28,6 +28,7 @@ struct Limits {
 #if SEQKERN_HOSTCUDA
 
 inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
+inline int multiprocessors() { return 132; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -66,6 +67,13 @@ inline Limits limits(const void* kernel) {
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
   return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1};  // 8 blocks is the size every such device promises
+}
+
+inline int multiprocessors() {
+  int device, count;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 template <class... Parameters, class... Arguments>
