@@ -38,6 +38,11 @@ SHAPES = [
     (2, 2, 2, 0, 3, 4, 4),
     (2, 2, 2, 3, 0, 4, 4),
 ]
+# Tiles of tensor cores, 128 by 64: parts of them, several, grouped heads, one width and two.
+IN_BFLOAT16 = [
+    (2, 4, 2, 49, 130, 32, 32), (1, 2, 2, 150, 290, 64, 64), (1, 4, 2, 200, 140, 72, 128),
+    (2, 8, 2, 2, 300, 72, 128), (1, 5, 1, 1, 150, 64, 8),  # decoding
+]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "causal": {"is_causal": True},
@@ -162,9 +167,9 @@ def test_options(ops: ModuleType, shape: tuple[int, ...], name: str, dtypes: DTy
     check(ops, shape, name, dtypes)
 
 
-@pytest.mark.parametrize("name", ["causal", "float mask", "everything"])
-@pytest.mark.parametrize("shape", [(2, 4, 2, 49, 130, 32, 32), (2, 8, 2, 2, 300, 72, 128), (1, 5, 1, 1, 150, 64, 8)])
-def test_options_in_bfloat16(ops: ModuleType, name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("shape", IN_BFLOAT16, ids=str)
+def test_options_in_bfloat16(ops: ModuleType, shape: tuple[int, ...], name: str) -> None:
     check(ops, shape, name, BFLOAT16)
 
 
@@ -205,8 +210,16 @@ def test_lse_probabilities_and_out(ops: ModuleType, shape: tuple[int, ...], name
     assert_bitwise_equal(buffer, ops.scaled_dot_product_attention(*arrays, **options), "out=")
 
 
+def assert_near(dirty: dict[str, Array], clean: dict[str, Array], dtypes: DTypes) -> None:
+    """The same numbers, up to the order of the sums and, in bfloat16, where they were rounded."""
+    for name, want in clean.items():
+        exact = want.astype(np.float64)
+        limit = (0.1 if dtypes.name == BFLOAT16.name else 1e-4) * (1 + np.abs(exact))
+        assert_matches(dirty[name], exact, np.where(np.isfinite(exact), limit, 0), name)
+
+
 @DTYPES
-@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("rows", [2, 40, 150])
 def test_masked_numbers_never_leak(ops: ModuleType, rows: int, dtypes: DTypes) -> None:
     """NaN and infinity at masked keys, values and rows change nothing; a live NaN shows."""
     arrays, _, dout = make((1, 2, 2, rows, 40, 16, 16), "plain", dtypes)
@@ -221,14 +234,26 @@ def test_masked_numbers_never_leak(ops: ModuleType, rows: int, dtypes: DTypes) -
     upstream = dout.copy()
     upstream[:, :, 1] = np.nan
     dirty = run(ops, (query, key, value), {"attn_mask": mask}, upstream)
-    for name, want in clean.items():
-        tolerance = 1e-4 * (1 + np.abs(want.astype(np.float64))) if dtypes.name != BFLOAT16.name else 0.1
-        assert_matches(dirty[name], want.astype(np.float64), np.where(np.isfinite(want), tolerance, 0), name)
+    assert_near(dirty, clean, dtypes)
     assert not clean["out"][:, :, 1].any() and np.all(clean["lse"][:, :, 1] == -np.inf)
     key[0, 0, 7] = np.nan
     live = ops.scaled_dot_product_attention(query, key, value, mask)
     assert np.isnan(live[0, 0, 0].astype(np.float64)).all()
     assert np.isfinite(live[0, 1, 0].astype(np.float64)).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [None, (30, None)])
+def test_numbers_that_no_row_sees_never_leak(ops: ModuleType, window: Any, dtypes: DTypes) -> None:
+    """NaN at keys past the diagonal of the last row, beside keys that rows see."""
+    arrays, _, dout = make((1, 2, 2, 70, 200, 16, 16), "plain", dtypes)
+    options = {"is_causal": True, "window": window}
+    clean = run(ops, arrays, options, dout)
+    query, key, value = (a.copy() for a in arrays)
+    key[:, :, 70:] = value[:, :, 70:] = np.nan
+    dirty = run(ops, (query, key, value), options, dout)
+    assert_near(dirty, clean, dtypes)
+    assert not dirty["dkey"][:, :, 70:].any() and not dirty["dvalue"][:, :, 70:].any()
 
 
 def test_padding_is_not_read_as_a_number(ops: ModuleType) -> None:

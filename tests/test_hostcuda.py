@@ -81,9 +81,10 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         query, key, value = (x[offset:].reshape(1, 2, 150, 72) for x in flat)
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
-            out = seqkern.scaled_dot_product_attention(query, key, value)
+            out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
+            gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
             few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right")
-        yield out, few
+        yield out, few, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +137,7 @@ EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.
 TILE, FLASH, MMA, DECODE = (
     f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh")
 )
+BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -159,7 +161,16 @@ DEFECTS = [
            "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      for", FLASH),
     Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
     Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
-           "src/kernels/attention_backward_cuda.cu"),
+           BACKWARD),
+    Defect("gradients: stage overwritten before it is read", GRADIENT, "fetch(head, i, stage ^ 1)",
+           "fetch(head, i, stage)", BACKWARD),
+    Defect("gradients: barrier missing before use", GRADIENT, "copy_wait<0>();\n    sync_block();\n    if (kFull)",
+           "copy_wait<0>();\n    if (kFull)", BACKWARD),
+    Defect("gradients: copy wait too lax", GRADIENT, "copy_wait<0>();\n    sync_block();\n    int at",
+           "copy_wait<1>();\n    sync_block();\n    int at", BACKWARD),
+    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>", "load_matrices", BACKWARD),
+    Defect("gradients: dynamic shared overrun", GRADIENT, "4 * Walked<T, kWidth>::kSize) *",
+           "3 * Walked<T, kWidth>::kSize) *", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",
            "{b[3], b[2]});\n      }\n    }\n  }\n\n  // Products", FLASH),
     Defect("wrong fragment row", MMA, "lane % 8 + lane / 16 * 8", "lane % 16", FLASH),
@@ -201,7 +212,7 @@ RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
     EMBEDDING: embedding_results,
     SOFTMAX: softmax_results,
     FLASH: attention_results,
-    "src/kernels/attention_backward_cuda.cu": attention_results,
+    BACKWARD: attention_results,
 }
 
 
@@ -209,7 +220,7 @@ def plant(folder: Path, defect: Defect, sanitize: str = "") -> Path:
     """The module with the defect, for the types that are run: the others would only take longer to compile."""
     build.patched(folder, {defect.file: (defect.old, defect.new)})
     types = folder / "src/cuda/types.cuh"
-    unused = "f64|f16" if defect.kernel == FLASH else r"\w+"  # tensor cores are for bfloat16
+    unused = "f64|f16" if defect.kernel in (FLASH, BACKWARD) else r"\w+"  # tensor cores are for bfloat16
     types.write_text(re.sub(rf"if \((\w+) == DType::({unused})\) return .*;", r"(void)\1;", types.read_text()))
     return build.build(folder, sanitize, replaced=[defect.kernel])
 

@@ -117,6 +117,16 @@ SEQKERN_INLINE V gate(V x) {
 SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
 SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
 SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
+SEQKERN_INLINE float exp2_flushed(float x) {  // to 2 ulp; what is below the normal numbers comes out as 0
+#if SEQKERN_HOSTCUDA
+  float y = ::exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
 SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
 SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
 template <class V>
