@@ -83,7 +83,8 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
             build.stand_below_ops(module, patch.setattr)
             out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
             gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
-        yield out, *gradients
+            few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right")
+        yield out, few, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,9 @@ class Defect(NamedTuple):
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, MMA = (f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh"))
+TILE, FLASH, MMA, DECODE = (
+    f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh")
+)
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
@@ -178,8 +181,14 @@ DEFECTS = [
     Defect("tensor cores: dynamic shared overrun", MMA, "3 * 64 * kWidth", "3 * 63 * kWidth", FLASH),
     Defect("tensor cores: misaligned vector access", MMA, "uintptr_t(data) % 16", "uintptr_t(data) % 2", FLASH),
     Defect("attention: static shared overrun", FLASH, "(A, right, kSide * k", "(A, right, (kSide - 1) * k", FLASH),
-    Defect("attention: divergent full-mask shuffle", FLASH, "if (piece >= pieces) return;",
-           "if (piece >= pieces || lane_id() == 31) return;", FLASH),
+    Defect("attention: divergent full-mask shuffle", DECODE, "if (i >= pieces) return;",
+           "if (i >= pieces || lane_id() == 31) return;", FLASH),
+    Defect("decode: keys of the next piece", DECODE, "left >= kKeys && row.low", "row.low", FLASH),
+    Defect("decode: factors of other rows", DECODE, "shuffle(factor, 8 * t)", "shuffle(factor, 4 * t)", FLASH),
+    Defect("decode: columns in another order", DECODE, "out[4 * i + w][m + 2], out[4 * i + w + 1][m],",
+           "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
+    Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
+           "sums[threadIdx.x] = sum;", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
 

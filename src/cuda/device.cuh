@@ -335,6 +335,18 @@ SEQKERN_INLINE void copy_word(void* to, const void* from) {
   *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
 }
 
+// Sixteen bytes of global memory that nobody writes and nobody else reads.
+SEQKERN_INLINE void load_once(std::uint32_t (&to)[4], const void* from) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::check_aligned(from, 16, "load_once");
+  __builtin_memcpy(to, from, 16);
+#else
+  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from));
+#endif
+}
+
 // ---- asynchronous copies, global to shared: `kBytes` 16, 8 or 4; not `valid`: zeros, and nothing is read ----
 
 template <int kBytes>

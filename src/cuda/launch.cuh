@@ -19,7 +19,7 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
-// What a kernel may ask of a block on the current device. Clusters need the kernel's own code to be of compute
+// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's own code to be of compute
 // capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
@@ -28,6 +28,7 @@ struct Limits {
 #if SEQKERN_HOSTCUDA
 
 inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
+inline int multiprocessors() { return 132; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -65,12 +66,19 @@ inline Limits limits(const void* kernel) {
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
-  return {shared, code.ptxVersion >= 90 ? 8 : 1};  // 8 blocks is the size every such device promises
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1};  // 8 blocks is the size every such device promises
+}
+
+inline int multiprocessors() {
+  int device, count;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
-  if (l.shared_bytes > 48 * 1024)
+  if (l.shared_bytes > 16 * 1024)  // more than 48 KB, the static ones counted in, has to be asked for
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
