@@ -286,7 +286,7 @@ void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) 
   Given given;
   if constexpr (sizeof(T) == 2)
     if (terms) {
-      MmaGradient<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, false};
+      Gradients<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, false};
       if (w.own) m.keys_spoiled = bytes + w.delta_bytes + w.terms_bytes, m.rows_spoiled = m.keys_spoiled + w.keys;
       given = launch_gradient(m, stream);
       if (given.inputs) keys_wanted = m.keys_spoiled, rows_wanted = m.rows_spoiled;

@@ -11,242 +11,86 @@
 // A masked position has weight 0, and 0 times a NaN is NaN: a warp whose sums came out so says it in `spoiled`, and the
 // kernels in plain arithmetic, which leave masked products out, do its rows again.
 #pragma once
-#include "attention_tile.cuh"
+#include "attention_gradient.cuh"
 
 namespace seqkern::cuda {
 
-inline constexpr int kOwnRows = 128, kWalkRows = 64, kGradientWarps = kOwnRows / 16;
+// Products of a warp, of which each takes its sixteen rows on alone.
+template <class T, int kWidth>
+struct WarpProducts {
+  static constexpr int kUnit = 16;                    // rows that go together
+  static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
+  using Sums = float[kWidth / 8][4];
 
-// [kRows, kWidth] of T in shared memory: panels of 64 columns, a row of a panel being eight pieces of 16 bytes, piece c
-// of row r at c ^ (r % 8).
-template <class T, int kWidth, int kRows>
-struct Panels {
-  static constexpr int kSize = kRows * kWidth;
-  T* data;
+  SEQKERN_INLINE static void fence() {}
 
-  SEQKERN_INLINE T* piece(int row, int c) const {
-    return data + (c / 8 * kRows + row) * 64 + ((c % 8) ^ (row % 8)) * 8;
-  }
-  // Rows as they are in global memory; zeros past `width` and where there is no row.
-  template <class Rows>
-  SEQKERN_INLINE void fetch(const Rows& rows, int width) const {
-    constexpr int kPieces = kWidth / 8, kStep = 32 * kGradientWarps / kPieces;
-    int c = int(threadIdx.x) % kPieces, first = int(threadIdx.x) / kPieces;
+  // Columns are rows of `walked` from 8 `from` on.
+  template <int kTiles>
+  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked, int from,
+                                           Tile<kTiles>& sums) {
+    int lane = lane_id();
     SEQKERN_UNROLL
-    for (int r = 0; r < kRows; r += kStep) {
-      const T* row = rows(first + r);
-      bool there = row && c * 8 < width;
-      copy_async<16>(piece(first + r, c), there ? row + c * 8 : rows.base, there);
-    }
-  }
-};
-template <class T, int kWidth>
-using Own = Panels<T, kWidth, kOwnRows>;
-template <class T, int kWidth>
-using Walked = Panels<T, kWidth, kWalkRows>;
-
-// A warp's sixteen rows against the 64 walked, and how these weigh as left factors.
-using Tile = float[kWalkRows / 8][4];
-using Weights = std::uint32_t[kWalkRows / 16][4];
-
-template <class T, int kWidth>
-SEQKERN_INLINE void products(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked, Tile& sums) {
-  int lane = lane_id();
-  SEQKERN_UNROLL
-  for (int d = 0; d < kWidth / 16; ++d) {
-    std::uint32_t a[4], b[4];
-    load_matrices(a, own.piece(warp_id() * 16 + lane % 16, 2 * d + lane / 16));
-    SEQKERN_UNROLL
-    for (int n = 0; n < kWalkRows / 8; n += 2) {
-      load_matrices(b, walked.piece(n * 8 + lane % 8 + lane / 16 * 8, 2 * d + lane / 8 % 2));
-      multiply<T>(sums[n], a, {b[0], b[1]});
-      multiply<T>(sums[n + 1], a, {b[2], b[3]});
-    }
-  }
-}
-template <class T>
-SEQKERN_INLINE void pack_weights(const Tile& tile, Weights& weights) {
-  SEQKERN_UNROLL
-  for (int j = 0; j < kWalkRows / 16; ++j) SEQKERN_UNROLL
-  for (int i = 0; i < 4; ++i) weights[j][i] = pack<T>(tile[2 * j + i / 2][i % 2 * 2], tile[2 * j + i / 2][i % 2 * 2 + 1]);
-}
-template <class T, int kWidth>
-SEQKERN_INLINE void accumulate(const Weights& weights, const Walked<T, kWidth>& walked, float (&sums)[kWidth / 8][4]) {
-  int lane = lane_id();
-  SEQKERN_UNROLL
-  for (int j = 0; j < kWalkRows / 16; ++j) SEQKERN_UNROLL
-  for (int n = 0; n < kWidth / 8; n += 2) {
-    std::uint32_t b[4];
-    load_matrices<true>(b, walked.piece(j * 16 + lane % 16, n + lane / 16));
-    multiply<T>(sums[n], weights[j], {b[0], b[1]});
-    multiply<T>(sums[n + 1], weights[j], {b[2], b[3]});
-  }
-}
-
-// What every element asks of its row of queries: the logarithm (base 2) that its power is taken relative to, dout . out,
-// the keys it sees. A row that sees nothing, and one past the end, sees [0, 0).
-struct alignas(16) RowTerms {
-  float lse, delta;
-  int low, high;
-
-  SEQKERN_INLINE bool sees(int key) const { return low <= key && key < high; }
-  SEQKERN_INLINE bool sees_all(int key, int count) const { return low <= key && key + count <= high; }
-  SEQKERN_INLINE bool sees_any(int key, int count) const { return low < key + count && key < high; }
-};
-
-// Between q . k and P: nothing but the row's interval of keys; that and an additive mask, whose tiles travel with the
-// others; or whatever score.cuh knows.
-enum class Between { interval, bias, anything };
-
-// Rows `base`, base + stride, ... as far as there are any.
-template <class T>
-struct Stretch {
-  const T* base;
-  index_t stride;
-  int count;
-  SEQKERN_INLINE const T* operator()(int r) const { return r < count ? base + r * stride : nullptr; }
-};
-
-template <class T>
-struct MmaGradient {
-  AttentionBackward p;
-  Score<T> score;
-  const RowTerms* terms;                       // [B, Hq, query_len]
-  float factor;                                // of a product q . k, for powers of 2
-  unsigned char *keys_spoiled, *rows_spoiled;  // one for every sixteen, or null
-  bool stores_dmask;                           // with dq
-
-  SEQKERN_INLINE const RowTerms* terms_of(int b, int head) const {
-    return terms + (index_t(b) * p.heads + head) * p.query_len;
-  }
-  SEQKERN_INLINE Stretch<T> rows(const void* data, const AttentionStrides& s, const index_t* cu, int b, int head,
-                                 int first, int end) const {
-    return {row_of(static_cast<const T*>(data), s, cu, b, head, first), s.row, end - first};
-  }
-  SEQKERN_INLINE Stretch<T> keys(const void* data, const AttentionStrides& s, int b, int head, int first) const {
-    return rows(data, s, p.cu_k, b, head / int(p.group()), first, int(p.keys(b)));
-  }
-  SEQKERN_INLINE Stretch<T> queries(const void* data, const AttentionStrides& s, int b, int head, int first) const {
-    return rows(data, s, p.cu_q, b, head, first, int(p.queries(b)));
-  }
-  SEQKERN_INLINE Stretch<T> mask(int b, int head, int first, int key) const {
-    const index_t* s = p.mask_strides;
-    return {static_cast<const T*>(p.mask) + b * s[0] + head * s[1] + first * s[2] + key, s[2],
-            int(p.queries(b)) - first};
-  }
-
-  template <Between kBetween>
-  SEQKERN_INLINE void describe(int b, int head, int i, RowTerms& row, QueryRow<float>& full) const {
-    row = i < p.query_len ? terms_of(b, head)[i] : RowTerms{0, 0, 0, 0};
-    if (kBetween == Between::anything) full = score.row(b, head, min_of(i, p.query_len - 1));
-  }
-
-  // f(n, half, i, bias) for this lane's elements of a tile; at(n): what a lane gives load_matrices for the bias of
-  // columns 8n to 8n + 15.
-  template <Between kBetween, bool kTransposed, class At, class F>
-  SEQKERN_INLINE static void for_elements(At at, F f) {
-    std::uint32_t pairs[4];
-    SEQKERN_UNROLL
-    for (int n = 0; n < kWalkRows / 8; ++n) {
-      if constexpr (kBetween == Between::bias)
-        if (n % 2 == 0) load_matrices<kTransposed>(pairs, at(n));
+    for (int d = 0; d < kWidth / 16; ++d) {
+      std::uint32_t a[4], b[4];
+      load_matrices(a, own.piece(warp_id() * 16 + lane % 16, 2 * d + lane / 16));
       SEQKERN_UNROLL
-      for (int half = 0; half < 2; ++half) SEQKERN_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        T bias{std::uint16_t(kBetween == Between::bias ? pairs[n % 2 * 2 + half] >> 16 * i : 0)};
-        f(n, half, i, load(&bias));
+      for (int n = 0; n < kTiles; n += 2) {
+        load_matrices(b, walked.piece((from + n) * 8 + lane % 8 + lane / 16 * 8, 2 * d + lane / 8 % 2));
+        multiply<T>(sums[n], a, {b[0], b[1]});
+        multiply<T>(sums[n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+  template <int kTiles>
+  SEQKERN_INLINE static void accumulate(const Tile<kTiles>& tile, const Walked<T, kWidth>& walked, int from, Sums& sums) {
+    int lane = lane_id();
+    SEQKERN_UNROLL
+    for (int j = 0; j < kTiles; j += 2) {
+      const float *low = tile[j], *high = tile[j + 1];
+      std::uint32_t a[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]), pack<T>(high[0], high[1]),
+                            pack<T>(high[2], high[3])};
+      SEQKERN_UNROLL
+      for (int n = 0; n < kWidth / 8; n += 2) {
+        std::uint32_t b[4];
+        load_matrices<true>(b, walked.piece((from + j) * 8 + lane % 16, n + lane / 16));
+        multiply<T>(sums[n], a, {b[0], b[1]});
+        multiply<T>(sums[n + 1], a, {b[2], b[3]});
       }
     }
   }
 
-  // dropout(P) and dS, before the scale, in place of q . k and dP. Returns dS before the cap.
-  template <Between kBetween, bool kWhole>
-  SEQKERN_INLINE float weigh(float& s, float& dp, const RowTerms& row, const QueryRow<float>& full, int key,
-                             float bias) const {
-    float e, kept = 1, slope = 1;
-    bool live;
-    if constexpr (kBetween == Between::anything) {
-      float capped = 0, scored = score(s, full, key, capped);
-      live = scored != -infinity<float>();
-      e = power(scored - row.lse);
-      if (live) kept = score.kept(full, key);
-      if (p.softcap != 0) slope = 1 - capped * capped;
-    } else {
-      e = exp2_flushed(s * factor + (bias * kLogBase<float> - row.lse));
-      live = (kWhole || row.sees(key)) && bias != -infinity<float>();
+  // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp.
+  template <class Powers, class Slopes>
+  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
+                                 const Walked<T, kWidth>& dout, Powers powers, Slopes slopes, Sums& dk, Sums& dv) {
+    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
+      Tile<kAtOnce> s = {}, dp = {};
+      multiply_rows(k, q, from, s);
+      multiply_rows(v, dout, from, dp);
+      powers(s, from);
+      slopes(s, dp, from);
+      accumulate(s, dout, from, dv);
+      accumulate(dp, q, from, dk);
     }
-    float ds = live ? e * (dp * kept - row.delta) : 0;
-    s = live ? e * kept : 0;
-    dp = live ? ds * slope : 0;
-    return ds;
+  }
+  template <class Powers, class Slopes>
+  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
+                                const Walked<T, kWidth>& v, Powers powers, Slopes slopes, Sums& sums) {
+    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
+      Tile<kAtOnce> s = {}, dp = {};
+      multiply_rows(q, k, from, s);
+      multiply_rows(dout, v, from, dp);
+      powers(s, from);
+      slopes(s, dp, from);
+      accumulate(dp, k, from, sums);
+    }
   }
 };
 
-// Stores this lane's share of a warp's sixteen rows; returns whether a number came out that is none.
-template <class T, int kWidth, class To>
-SEQKERN_INLINE bool store_rows(const float (&sums)[kWidth / 8][4], float factor, index_t width, To to) {
-  bool wrong = false;
-  SEQKERN_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    T* row = to(warp_id() * 16 + half * 8 + lane_id() / 4);
-    SEQKERN_UNROLL
-    for (int n = 0; n < kWidth / 8; ++n) {
-      float x = sums[n][half * 2], y = sums[n][half * 2 + 1];
-      wrong = wrong || x - x != 0 || y - y != 0;
-      index_t d = n * 8 + lane_id() % 4 * 2;
-      std::uint32_t both = pack<T>(x * factor, y * factor);
-      if (row && d < width) copy_word<4>(row + d, &both);
-    }
-  }
-  return wrong;
-}
-
-// A block's shared memory: two tiles of what it owns, and twice two of what it walks over, a tile of the mask and the
-// terms of 64 rows.
-template <class T, int kWidth, Between kBetween>
-struct GradientMemory {
-  static constexpr int kMask = kBetween == Between::bias ? kOwnRows * kWalkRows : 0;
-  static constexpr int kOwnSize = Own<T, kWidth>::kSize, kWalkedSize = Walked<T, kWidth>::kSize;
-  static constexpr std::size_t kBytes =
-      (2 * kOwnSize + 4 * kWalkedSize + 2 * kMask) * sizeof(T) + 2 * kWalkRows * sizeof(RowTerms);
-  T* data;
-
-  SEQKERN_INLINE Own<T, kWidth> own(int which) const { return {data + which * kOwnSize}; }
-  SEQKERN_INLINE Walked<T, kWidth> walked(int which, int stage) const {
-    return {data + 2 * kOwnSize + (2 * stage + which) * kWalkedSize};
-  }
-  template <int kColumns>
-  SEQKERN_INLINE Panels<T, kColumns, kOwnRows * kWalkRows / kColumns> mask(int stage) const {
-    return {walked(0, 2).data + stage * kMask};
-  }
-  SEQKERN_INLINE RowTerms* terms(int stage) const {
-    return reinterpret_cast<RowTerms*>(walked(0, 2).data + 2 * kMask) + stage * kWalkRows;
-  }
-};
-
-// Rows [low, high) of a head of sequence b see keys of [key, key + count).
-SEQKERN_INLINE Interval rows_that_see(const AttentionInputs& p, index_t b, index_t key, index_t count) {
-  index_t queries = p.queries(b), keys = p.keys(b), offset = p.bottom_right ? keys - queries : 0;
-  index_t low = 0, high = key < keys ? queries : 0, ahead = p.causal ? 0 : p.right;
-  if (ahead >= 0 && key - ahead - offset > low) low = key - ahead - offset;
-  if (p.left >= 0) high = min_of(high, key + count + p.left - offset);
-  return {low, high};
-}
-// Rows [first, first + count) of a head see keys of [low, high).
-SEQKERN_INLINE Interval keys_they_see(const AttentionInputs& p, index_t b, index_t first, index_t count) {
-  index_t queries = p.queries(b), keys = p.keys(b), offset = p.bottom_right ? keys - queries : 0;
-  index_t end = min_of(first + count, queries) + offset, low = 0, high = first < queries ? keys : 0;
-  if (p.causal) high = min_of(high, end);
-  if (p.right >= 0) high = min_of(high, end + p.right);
-  if (p.left >= 0 && first + offset > p.left) low = first + offset - p.left;
-  return {low, high};
-}
-
-template <class T, int kWidth, Between kBetween>
-__global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ MmaGradient<T> a) {
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ Gradients<T> a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   constexpr bool kFull = kBetween == Between::anything;
-  SEQKERN_SHARED(QueryRow<float>, full, kFull ? kWalkRows : 1);
   const AttentionBackward& p = a.p;
   GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
   int pairs = int(p.batch * p.kv_heads), tiles = int(gridDim.x) / pairs, pair = int(blockIdx.x) % pairs;
@@ -270,13 +114,15 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
   memory.own(1).fetch(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim));
   if (head < end) fetch(0);
 
-  int lane = lane_id(), mine = key + warp_id() * 16;
-  float dk[kWidth / 8][4] = {}, dv[kWidth / 8][4] = {};
+  constexpr int kUnit = Products::kUnit;
+  int lane = lane_id(), mine = key + warp_id() * 16 + lane / 4, unit = key + warp_id() * 16 / kUnit * kUnit;
+  typename Products::Sums dk = {}, dv = {};
   for (int stage = 0; head < end; stage ^= 1) {
     copy_wait<0>();
+    Products::fence();
     sync_block();
     if (kFull) {
-      describe_rows(a.score, b, head, i, kWalkRows, p.query_len, int(threadIdx.x), &full[0]);
+      describe_rows(a.score, b, head, i, kWalkRows, p.query_len, int(threadIdx.x), memory.full());
       sync_block();
     }
     i += kWalkRows;
@@ -285,29 +131,33 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
 
     const RowTerms* row = memory.terms(stage);
     const RowTerms &one = row[lane], &other = row[lane + 32];
-    if (!ballot(one.sees_any(mine, 16) || other.sees_any(mine, 16))) continue;
-    bool whole = ballot(one.sees_all(mine, 16) && other.sees_all(mine, 16)) == kAllLanes;
-    Walked<T, kWidth> q = memory.walked(0, stage), dout = memory.walked(1, stage);
-    Tile s = {}, dp = {};
-    products(memory.own(0), q, s);
-    products(memory.own(1), dout, dp);
-    auto weigh = [&]<bool kWhole>() {
-      auto at = [&](int n) {
-        return memory.template mask<kOwnRows>(stage).piece((n + lane / 16) * 8 + lane % 8, warp_id() * 2 + lane / 8 % 2);
+    if (!ballot(one.sees_any(unit, kUnit) || other.sees_any(unit, kUnit))) continue;
+    bool whole = ballot(one.sees_all(unit, kUnit) && other.sees_all(unit, kUnit)) == kAllLanes;
+    auto powers = [&]<int kTiles>(Tile<kTiles>& s, int from) {
+      auto bias_at = [&](int n) {
+        int r = (from + n + lane / 16) * 8 + lane % 8;
+        return memory.template mask<kOwnRows>(stage).piece(r, warp_id() * 2 + lane / 8 % 2);
       };
-      a.template for_elements<kBetween, true>(at, [&](int n, int half, int e, float bias) {
-        int r = n * 8 + lane % 4 * 2 + e;
-        a.template weigh<kBetween, kWhole>(s[n][half * 2 + e], dp[n][half * 2 + e], row[r], full[kFull ? r : 0],
-                                           mine + half * 8 + lane / 4, bias);
-      });
+      auto run = [&]<bool kWhole>() {
+        a.template for_elements<kBetween, true, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
+          float& x = s[n][half * 2 + e];
+          x = a.template power_of<kWhole>(x, row[(from + n) * 8 + lane % 4 * 2 + e], mine + half * 8, bias);
+        });
+      };
+      if constexpr (kFull) return;  // slopes does it all
+      else if (whole) run.template operator()<true>();
+      else run.template operator()<false>();
     };
-    if (whole) weigh.template operator()<true>();
-    else weigh.template operator()<false>();
-    Weights weights;
-    pack_weights<T>(s, weights);
-    accumulate(weights, dout, dv);
-    pack_weights<T>(dp, weights);
-    accumulate(weights, q, dk);
+    auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
+      SEQKERN_UNROLL
+      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        int r = (from + n) * 8 + lane % 4 * 2 + e % 2;
+        if constexpr (kFull) a.weigh(s[n][e], dp[n][e], row[r], memory.full()[r], mine + e / 2 * 8);
+        else dp[n][e] = a.slope_of(s[n][e], dp[n][e], row[r]);
+      }
+    };
+    Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dk, dv);
   }
   copy_wait<0>();
   index_t rows = p.cu_k ? p.keys(b) : p.key_len;
@@ -323,8 +173,8 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
   if (a.keys_spoiled && lane == 0) a.keys_spoiled[at] = spoiled != 0;
 }
 
-template <class T, int kWidth, Between kBetween>
-__global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ MmaGradient<T> a) {
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ Gradients<T> a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
@@ -355,35 +205,45 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __gri
     if (a.stores_dmask && i < p.query_len)
       dmask[half] = static_cast<float*>(p.dmask) + ((index_t(b) * p.heads + head) * p.query_len + i) * p.key_len;
   }
-  float dq[kWidth / 8][4] = {};
+  constexpr int kUnit = Products::kUnit;
+  Interval unit = keys_they_see(p, b, first + warp_id() * 16 / kUnit * kUnit, kUnit);
+  typename Products::Sums dq = {};
   for (int stage = 0; key < high; stage ^= 1) {
     copy_wait<0>();
+    Products::fence();
     sync_block();
-    int from = key + lane % 4 * 2;
-    bool any = ballot(row[0].sees_any(key, kWalkRows) || row[1].sees_any(key, kWalkRows));
-    bool whole = ballot(row[0].sees_all(key, kWalkRows) && row[1].sees_all(key, kWalkRows)) == kAllLanes;
+    int at = key;
     key += kWalkRows;
     if (key < high) fetch(stage ^ 1);
-    if (!any) continue;
-    Walked<T, kWidth> k = memory.walked(0, stage), v = memory.walked(1, stage);
-    Tile s = {}, dp = {};
-    products(memory.own(0), k, s);
-    products(memory.own(1), v, dp);
-    auto weigh = [&]<bool kWhole>() {
-      auto at = [&](int n) {
-        return memory.template mask<kWalkRows>(stage).piece(warp_id() * 16 + lane % 16, n + lane / 16);
+    if (unit.high <= at || unit.low >= at + kWalkRows) continue;
+    bool whole = ballot(row[0].sees_all(at, kWalkRows) && row[1].sees_all(at, kWalkRows)) == kAllLanes;
+    at += lane % 4 * 2;
+    auto powers = [&]<int kTiles>(Tile<kTiles>& s, int from) {
+      auto bias_at = [&](int n) {
+        return memory.template mask<kWalkRows>(stage).piece(warp_id() * 16 + lane % 16, from + n + lane / 16);
       };
-      a.template for_elements<kBetween, false>(at, [&](int n, int half, int e, float bias) {
-        int j = from + n * 8 + e;
-        float ds = a.template weigh<kBetween, kWhole>(s[n][half * 2 + e], dp[n][half * 2 + e], row[half], full[half], j, bias);
-        if (kBetween != Between::interval && dmask[half] && j < p.key_len) dmask[half][j] = ds;
-      });
+      auto run = [&]<bool kWhole>() {
+        a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
+          float& x = s[n][half * 2 + e];
+          x = a.template power_of<kWhole>(x, row[half], at + (from + n) * 8 + e, bias);
+        });
+      };
+      if constexpr (kBetween == Between::anything) return;  // slopes does it all
+      else if (whole) run.template operator()<true>();
+      else run.template operator()<false>();
     };
-    if (whole) weigh.template operator()<true>();
-    else weigh.template operator()<false>();
-    Weights weights;
-    pack_weights<T>(dp, weights);
-    accumulate(weights, k, dq);
+    auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
+      SEQKERN_UNROLL
+      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        int j = at + (from + n) * 8 + e % 2;
+        float ds;
+        if constexpr (kBetween == Between::anything) ds = a.weigh(s[n][e], dp[n][e], row[e / 2], full[e / 2], j);
+        else dp[n][e] = ds = a.slope_of(s[n][e], dp[n][e], row[e / 2]);
+        if (kBetween != Between::interval && dmask[e / 2] && j < p.key_len) dmask[e / 2][j] = ds;
+      }
+    };
+    Products::dq(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dq);
   }
   copy_wait<0>();
   index_t rows = p.cu_q ? p.queries(b) : p.query_len;
@@ -397,32 +257,31 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __gri
 
 // Tile (b, head, 128 rows, 64 keys) of dmask, summed over the sequences and heads it was broadcast to.
 template <class T, int kWidth, Between kBetween>
-__global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const __grid_constant__ MmaGradient<T> a) {
+__global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  constexpr int kTiles = 4;  // at a time: two blocks share a multiprocessor
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   const index_t* step = p.dmask_strides;
-  T* memory = reinterpret_cast<T*>(shared);
-  Own<T, kWidth> q{memory}, dout{q.data + q.kSize};
-  Walked<T, kWidth> k{dout.data + q.kSize}, v{k.data + k.kSize};
-  Panels<T, kWalkRows, kOwnRows> mask{v.data + v.kSize};
-  int tiles = int(ceil_div(p.key_len, kWalkRows)), key = int(blockIdx.x) % tiles * kWalkRows, rest = int(blockIdx.x) / tiles;
-  tiles = int(ceil_div(p.query_len, kOwnRows));
-  int first = rest % tiles * kOwnRows;
-  rest /= tiles;
-  int heads = step[1] ? 1 : int(p.heads), head0 = step[1] ? rest % int(p.heads) : 0;
-  int batch = step[0] ? 1 : int(p.batch), b0 = step[0] ? rest / (step[1] ? int(p.heads) : 1) : 0;
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  auto q = memory.own(0), dout = memory.own(1);
+  auto k = memory.walked(0, 0), v = memory.walked(1, 0);
+  Sheets<T, kWalkRows, kOwnRows> mask{memory.walked(0, 1).data};
+  int across = int(ceil_div(p.key_len, kWalkRows)), down = int(ceil_div(p.query_len, kOwnRows)), rest = int(blockIdx.x);
+  int key = rest % across * kWalkRows, first = rest / across % down * kOwnRows;
+  rest /= across * down;
+  int heads = step[1] ? 1 : int(p.heads), batch = step[0] ? 1 : int(p.batch);
+  int own_heads = int(p.heads) / heads, head0 = rest % own_heads, b0 = rest / own_heads;
 
   int lane = lane_id(), mine = first + warp_id() * 16 + lane / 4, from = key + lane % 4 * 2;
-  Tile sums = {};
+  float sums[kWalkRows / 8][4] = {};
   for (int at = 0; at < batch * heads; ++at) {
     int b = b0 + at / heads, head = head0 + at % heads;
-    Interval seeing = rows_that_see(p, b, key, kWalkRows);
-    if (seeing.high <= first || seeing.low >= first + kOwnRows) continue;
+    Interval seen = keys_they_see(p, b, first, kOwnRows);
+    if (seen.high <= key || seen.low >= key + kWalkRows) continue;
     sync_block();
     q.fetch(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim));
     k.fetch(a.keys(p.k, p.k_strides, b, head, key), int(p.head_dim));
     if constexpr (kBetween == Between::bias) mask.fetch(a.mask(b, head, first, key), int(p.key_len) - key);
-    copy_commit();
     dout.fetch(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim));
     v.fetch(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim));
     copy_commit();
@@ -430,23 +289,21 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
     QueryRow<float> full[2];
     for (int half = 0; half < 2; ++half)
       a.template describe<kBetween>(b, head, mine + half * 8, row[half], full[half]);
-    bool whole = ballot(row[0].sees_all(key, kWalkRows) && row[1].sees_all(key, kWalkRows)) == kAllLanes;
-    Tile s = {}, dp = {};
-    copy_wait<1>();
-    sync_block();
-    products(q, k, s);
     copy_wait<0>();
     sync_block();
-    products(dout, v, dp);
-    auto weigh = [&]<bool kWhole>() {
-      auto piece = [&](int n) { return mask.piece(warp_id() * 16 + lane % 16, n + lane / 16); };
-      a.template for_elements<kBetween, false>(piece, [&](int n, int half, int e, float bias) {
-        int c = half * 2 + e;
-        sums[n][c] += a.template weigh<kBetween, kWhole>(s[n][c], dp[n][c], row[half], full[half], from + n * 8 + e, bias);
+    SEQKERN_UNROLL
+    for (int part = 0; part < kWalkRows / 8; part += kTiles) {
+      Tile<kTiles> s = {}, dp = {};
+      WarpProducts<T, kWidth>::multiply_rows(q, k, part, s);
+      WarpProducts<T, kWidth>::multiply_rows(dout, v, part, dp);
+      auto bias_at = [&](int n) { return mask.piece(warp_id() * 16 + lane % 16, part + n + lane / 16); };
+      a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
+        int c = half * 2 + e, j = from + (part + n) * 8 + e;
+        float& ds = sums[part + n][c];
+        if constexpr (kBetween == Between::anything) ds += a.weigh(s[n][c], dp[n][c], row[half], full[half], j);
+        else ds += a.slope_of(a.template power_of<false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
       });
-    };
-    if (whole) weigh.template operator()<true>();
-    else weigh.template operator()<false>();
+    }
   }
   auto out = static_cast<float*>(p.dmask) + b0 * step[0] + head0 * step[1];
   SEQKERN_UNROLL
@@ -458,10 +315,15 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
 }
 
 // Whether the kernels can do this call: its types, widths, and rows that start at multiples of 16 bytes.
-inline bool starts_rows_whole(const void* data, index_t steps) { return std::uintptr_t(data) % 16 == 0 && steps % 8 == 0; }
+// `far`: from row to row; 128 of them are within 32 bits.
+inline bool starts_rows_whole(const void* data, index_t steps, index_t far) {
+  return std::uintptr_t(data) % 16 == 0 && steps % 8 == 0 && -(1 << 23) < far && far < 1 << 23;
+}
 inline bool fits_mma(const AttentionBackward& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return false;
-  auto whole = [](const void* data, const AttentionStrides& s) { return starts_rows_whole(data, s.batch | s.head | s.row); };
+  auto whole = [](const void* data, const AttentionStrides& s) {
+    return starts_rows_whole(data, s.batch | s.head | s.row, s.row);
+  };
   auto fits = [](index_t width) { return width % 8 == 0 && width > 0 && width <= 128; };
   return fits(p.head_dim) && fits(p.value_dim) && whole(p.q, p.q_strides) && whole(p.k, p.k_strides) &&
          whole(p.v, p.v_strides) && whole(p.dout, p.out_strides);
@@ -470,7 +332,7 @@ inline Between between(const AttentionBackward& p) {
   if (p.slopes || p.softcap != 0 || p.dropout > 0) return Between::anything;
   if (!p.mask) return Between::interval;
   const index_t* s = p.mask_strides;
-  bool whole = !p.mask_is_bool && s[3] == 1 && starts_rows_whole(p.mask, s[0] | s[1] | s[2] | p.key_len);
+  bool whole = !p.mask_is_bool && s[3] == 1 && starts_rows_whole(p.mask, s[0] | s[1] | s[2] | p.key_len, s[2]);
   return whole ? Between::bias : Between::anything;
 }
 inline index_t key_blocks(const AttentionInputs& p) { return p.batch * p.kv_heads * ceil_div(p.key_len, kOwnRows); }
@@ -481,7 +343,7 @@ struct Given {
   bool inputs = false, mask = false;
 };
 template <class T, int kWidth, Between kBetween>
-Given launch_gradient(MmaGradient<T>& a, cudaStream_t stream) {
+Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   const AttentionBackward& p = a.p;
   bool fits = true;
   auto run = [&](auto kernel, index_t blocks, std::size_t bytes) {
@@ -495,8 +357,8 @@ Given launch_gradient(MmaGradient<T>& a, cudaStream_t stream) {
   bool wanted = p.dmask && p.dmask_count, tiled = wanted && real(2) && real(3);
   a.stores_dmask = tiled && real(0) && real(1);
   constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween>::kBytes;
-  run(dkv_mma_kernel<T, kWidth, kBetween>, key_blocks(p), kBytes);
-  run(dq_mma_kernel<T, kWidth, kBetween>, row_blocks(p), kBytes);
+  run(dkv_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, key_blocks(p), kBytes);
+  run(dq_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, row_blocks(p), kBytes);
   if constexpr (kBetween != Between::interval)
     if (tiled && !a.stores_dmask) {
       index_t blocks = ceil_div(p.query_len, kOwnRows) * ceil_div(p.key_len, kWalkRows);
@@ -507,7 +369,7 @@ Given launch_gradient(MmaGradient<T>& a, cudaStream_t stream) {
 }
 // Nothing where the device has too little shared memory.
 template <class T>
-Given launch_gradient(MmaGradient<T>& a, cudaStream_t stream) {
+Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   auto of_width = [&]<int kWidth>() {
     switch (between(a.p)) {
       case Between::interval: return launch_gradient<T, kWidth, Between::interval>(a, stream);
