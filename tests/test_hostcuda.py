@@ -82,7 +82,7 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
             out = seqkern.scaled_dot_product_attention(query, key, value)
-            few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right")
+            few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right", window=(99, 0))
         yield out, few
 
 
