@@ -24,7 +24,7 @@ def hostcuda_record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.nd
     if build.compiler() is None:
         pytest.skip("hostcuda needs a C++ compiler and pybind11")
     program = tmp_path_factory.mktemp("conformance") / "record"
-    sources = [HERE / "hostcuda/runtime.cpp", "-x", "c++", HERE / "conformance/record.cu"]
+    sources = [HERE / "hostcuda/runtime.cpp", HERE / "hostcuda/wgmma.cpp", "-x", "c++", HERE / "conformance/record.cu"]
     build._run([*build._command(), *build.FLAGS, *build._includes(), *map(str, sources), "-o", str(program)])
     done = subprocess.run([program], capture_output=True, text=True, check=True)
     return {name: np.array(words, np.uint32) for name, words in json.loads(done.stdout).items()}

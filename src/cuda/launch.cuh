@@ -23,12 +23,13 @@ struct Launch {
 // capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
+  bool has_body;  // of a kernel with static shared memory: false where SEQKERN_HOPPER left it empty
 };
 
 #if SEQKERN_HOSTCUDA
 
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
-inline int multiprocessors() { return 132; }
+inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
+inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -66,7 +67,8 @@ inline Limits limits(const void* kernel) {
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
-  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1};  // 8 blocks is the size every such device promises
+  // 8 blocks is the size every such device promises
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1, code.sharedSizeBytes > 0};
 }
 
 inline int multiprocessors() {

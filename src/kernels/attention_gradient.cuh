@@ -117,7 +117,7 @@ struct Gradients {
   // P of a product q . k where an interval and a bias lie between.
   template <bool kWhole>
   SEQKERN_INLINE float power_of(float product, const RowTerms& row, int key, float bias) const {
-    float e = exp2_flushed(product * factor + (bias * kLogBase<float> - row.lse));
+    float e = exp2_approximate(product * factor + (bias * kLogBase<float> - row.lse));
     return (kWhole || row.sees(key)) && bias != -infinity<float>() ? e : 0;
   }
   // dS, before the scale. Where P is 0 dP may be NaN.
