@@ -23,12 +23,12 @@ struct Launch {
 // capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
-  bool has_body;  // of a kernel with static shared memory: false where SEQKERN_HOPPER left it empty
+  bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
 };
 
 #if SEQKERN_HOSTCUDA
 
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
+inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1}; }
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
@@ -68,7 +68,7 @@ inline Limits limits(const void* kernel) {
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
   // 8 blocks is the size every such device promises
-  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1, code.sharedSizeBytes > 0};
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1, code.numRegs > 32};
 }
 
 inline int multiprocessors() {

@@ -8,7 +8,7 @@ namespace seqkern::cuda {
 inline constexpr int kOwnRows = 128, kWalkRows = 64, kGradientWarps = kOwnRows / 16;
 
 // [kRows, kWidth] of T in shared memory: sheets of 64 columns, a row of a sheet being eight pieces of 16 bytes, piece c
-// of row r at c ^ (r % 8).
+// of row r at c ^ (r % 8), as products of a warpgroup want them.
 template <class T, int kWidth, int kRows>
 struct Sheets {
   static constexpr int kSize = kRows * kWidth;
@@ -17,6 +17,12 @@ struct Sheets {
   SEQKERN_INLINE T* piece(int row, int c) const {
     return data + (c / 8 * kRows + row) * 64 + ((c % 8) ^ (row % 8)) * 8;
   }
+  // Operands of a warpgroup: columns [16 k, 16 k + 16) of rows from `row` on; rows [16 k, 16 k + 16) transposed.
+  SEQKERN_INLINE std::uint64_t columns(int k, int row = 0) const {
+    return operand(data + (k / 4 * kRows + row) * 64 + k % 4 * 16);
+  }
+  SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data + k * 16 * 64, kRows * 128); }
+
   // Rows as they are in global memory; zeros past `width` and where there is no row.
   template <class Rows>
   SEQKERN_INLINE void fetch(const Rows& rows, int width) const {
@@ -38,6 +44,11 @@ using Walked = Sheets<T, kWidth, kWalkRows>;
 // A warp's sixteen rows against 8 kTiles of those walked.
 template <int kTiles>
 using Tile = float[kTiles][4];
+template <class T>
+SEQKERN_INLINE void pack_pair(std::uint32_t (&a)[4], const float (&low)[4], const float (&high)[4]) {
+  a[0] = pack<T>(low[0], low[1]), a[1] = pack<T>(low[2], low[3]);
+  a[2] = pack<T>(high[0], high[1]), a[3] = pack<T>(high[2], high[3]);
+}
 
 // What every element asks of its row of queries: the logarithm (base 2) that its power is taken relative to, dout . out,
 // the keys it sees. A row that sees nothing, and one past the end, sees [0, 0).
