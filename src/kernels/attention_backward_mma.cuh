@@ -212,7 +212,7 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
       auto run = [&]<bool kWhole>() {
         a.template for_elements<kBetween, true, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
           float& x = s[n][half * 2 + e];
-          x = a.template power_of<kWhole>(x, row[(from + n) * 8 + lane % 4 * 2 + e], mine + half * 8, bias);
+          x = a.template power_of<kBetween, kWhole>(x, row[(from + n) * 8 + lane % 4 * 2 + e], mine + half * 8, bias);
         });
       };
       if constexpr (kFull) return;  // slopes does it all
@@ -220,13 +220,15 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
       else run.template operator()<false>();
     };
     auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
-      SEQKERN_UNROLL
-      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        int r = (from + n) * 8 + lane % 4 * 2 + e % 2;
-        if constexpr (kFull) a.weigh(s[n][e], dp[n][e], row[r], memory.full()[r], mine + e / 2 * 8);
-        else dp[n][e] = a.slope_of(s[n][e], dp[n][e], row[r]);
-      }
+      auto run = [&]<bool kWhole>() {
+        for_tile<kTiles>([&](int n, int e) {
+          int r = (from + n) * 8 + lane % 4 * 2 + e % 2;
+          if constexpr (kFull) a.weigh(s[n][e], dp[n][e], row[r], memory.full()[r], mine + e / 2 * 8);
+          else dp[n][e] = a.template slope_of<kWhole>(s[n][e], dp[n][e], row[r]);
+        });
+      };
+      if (kBetween == Between::interval && whole) run.template operator()<true>();
+      else run.template operator()<false>();
     };
     Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dk, dv);
   }
@@ -296,7 +298,7 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
       auto run = [&]<bool kWhole>() {
         a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
           float& x = s[n][half * 2 + e];
-          x = a.template power_of<kWhole>(x, row[half], at + (from + n) * 8 + e, bias);
+          x = a.template power_of<kBetween, kWhole>(x, row[half], at + (from + n) * 8 + e, bias);
         });
       };
       if constexpr (kBetween == Between::anything) return;  // slopes does it all
@@ -304,15 +306,17 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
       else run.template operator()<false>();
     };
     auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
-      SEQKERN_UNROLL
-      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        int j = at + (from + n) * 8 + e % 2;
-        float ds;
-        if constexpr (kBetween == Between::anything) ds = a.weigh(s[n][e], dp[n][e], row[e / 2], full[e / 2], j);
-        else dp[n][e] = ds = a.slope_of(s[n][e], dp[n][e], row[e / 2]);
-        if (kBetween != Between::interval && dmask[e / 2] && j < p.key_len) dmask[e / 2][j] = ds;
-      }
+      auto run = [&]<bool kWhole>() {
+        for_tile<kTiles>([&](int n, int e) {
+          int j = at + (from + n) * 8 + e % 2;
+          float ds;
+          if constexpr (kBetween == Between::anything) ds = a.weigh(s[n][e], dp[n][e], row[e / 2], full[e / 2], j);
+          else dp[n][e] = ds = a.template slope_of<kWhole>(s[n][e], dp[n][e], row[e / 2]);
+          if (kBetween != Between::interval && dmask[e / 2] && j < p.key_len) dmask[e / 2][j] = ds;
+        });
+      };
+      if (kBetween == Between::interval && whole) run.template operator()<true>();
+      else run.template operator()<false>();
     };
     Products::dq(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dq);
   }
@@ -381,7 +385,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
         int c = half * 2 + e, j = from + (part + n) * 8 + e;
         float& ds = sums[part + n][c];
         if constexpr (kBetween == Between::anything) ds += a.weigh(s[n][c], dp[n][c], row[half], full[half], j);
-        else ds += a.slope_of(a.template power_of<false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
+        else ds += a.template slope_of<false>(a.template power_of<kBetween, false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
       });
     }
   }

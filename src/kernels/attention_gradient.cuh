@@ -44,6 +44,14 @@ using Walked = Sheets<T, kWidth, kWalkRows>;
 // A warp's sixteen rows against 8 kTiles of those walked.
 template <int kTiles>
 using Tile = float[kTiles][4];
+// f(n, i) for this lane's elements of it.
+template <int kTiles, class F>
+SEQKERN_INLINE void for_tile(F f) {
+  SEQKERN_UNROLL
+  for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
+  for (int i = 0; i < 4; ++i) f(n, i);
+}
+// Two tiles as the left factor of a product.
 template <class T>
 SEQKERN_INLINE void pack_pair(std::uint32_t (&a)[4], const float (&low)[4], const float (&high)[4]) {
   a[0] = pack<T>(low[0], low[1]), a[1] = pack<T>(low[2], low[3]);
@@ -126,15 +134,17 @@ struct Gradients {
   }
 
   // P of a product q . k where an interval and a bias lie between.
-  template <bool kWhole>
+  template <Between kBetween, bool kWhole>
   SEQKERN_INLINE float power_of(float product, const RowTerms& row, int key, float bias) const {
-    float e = exp2_approximate(product * factor + (bias * kLogBase<float> - row.lse));
-    return (kWhole || row.sees(key)) && bias != -infinity<float>() ? e : 0;
+    constexpr bool kBias = kBetween == Between::bias;
+    float shift = kBias ? bias * kLogBase<float> - row.lse : -row.lse, e = exp2_approximate(product * factor + shift);
+    return (kWhole || row.sees(key)) && !(kBias && bias == -infinity<float>()) ? e : 0;
   }
-  // dS, before the scale. Where P is 0 dP may be NaN.
+  // dS, before the scale. Where P is 0 dP may be NaN, but not where nothing is masked.
+  template <bool kWhole>
   SEQKERN_INLINE static float slope_of(float power, float dp, const RowTerms& row) {
     float ds = power * (dp - row.delta);
-    return power != 0 ? ds : 0;
+    return kWhole || power != 0 ? ds : 0;
   }
   // dropout(P) and dS in place of q . k and dP, whatever lies between. Returns dS before the cap.
   SEQKERN_INLINE float weigh(float& s, float& dp, const RowTerms& row, const QueryRow<float>& full, int key) const {
