@@ -7,7 +7,7 @@
 //   operator()(site, x, h, h_prev, on)   the new state from the two sides of the sums; or, with kLate,
 //   early(...), late(...)                the operand of the second product, and the state from its sum
 #pragma once
-#include "cuda/gemm.cuh"
+#include "cuda/gemm_mma.cuh"
 #include "cuda/types.cuh"
 #include "layer.cuh"
 
@@ -179,11 +179,17 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
   A* exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
   if (!workspace || !clusters) return pieces.used;
 
-  gemm<A>(rows, columns, p.input_size, RowMajor<T>{static_cast<const T*>(p.x), p.input_size},
-          RowMajor<W>{static_cast<const W*>(p.weight_ih), p.input_size},
-          StoreSums<A>{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,
-                       Cell::kFolded * p.hidden_size},
-          stream);
+  StoreSums<A> sums{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,
+                    Cell::kFolded * p.hidden_size};
+  auto x = static_cast<const T*>(p.x);
+  auto weight_ih = static_cast<const W*>(p.weight_ih);
+  index_t I = p.input_size;
+  if (mma_fits<T>()) {
+    if constexpr (kHasMma<T>)
+      gemm_mma(rows, columns, I, Lines<T, true>{x, I}, Lines<W, true>{weight_ih, I}, sums, stream);
+  } else {
+    gemm<A>(rows, columns, I, RowMajor<T>{x, I}, RowMajor<W>{weight_ih, I}, sums, stream);
+  }
   index_t widest = p.hidden_size > p.state_size() ? p.hidden_size : p.state_size();
   auto kernel = layer_forward_kernel<T, W, Cell>;
   Plan plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), widest, Walk::bytes(p),
