@@ -105,10 +105,18 @@ SEQKERN_INLINE float log(float x) { return ::logf(x); }
 SEQKERN_INLINE double log(double x) { return ::log(x); }
 SEQKERN_INLINE float tanh(float x) { return ::tanhf(x); }
 SEQKERN_INLINE double tanh(double x) { return ::tanh(x); }
+SEQKERN_INLINE double divide(double a, double b) { return a / b; }
+SEQKERN_INLINE float divide(float a, float b) {  // within 2 ulp, |b| in 2^-126 .. 2^126
+#if SEQKERN_HOSTCUDA
+  return a / b;
+#else
+  return __fdividef(a, b);
+#endif
+}
 template <class V>
 SEQKERN_INLINE V sigmoid(V x) {
   V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
-  return (x < 0 ? e : V(1)) / (1 + e);
+  return divide(x < 0 ? e : V(1), 1 + e);
 }
 template <class V>
 SEQKERN_INLINE V gate(V x) {
