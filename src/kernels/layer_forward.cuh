@@ -191,7 +191,7 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
   constexpr bool kSteps = kHasMma<T> && !Cell::kLate;
   Factor* packed = nullptr;
   if constexpr (kSteps)
-    if (!p.proj_size) packed = pieces.take<Factor>(StepWalk<T, Cell>::factors(p.hidden_size));
+    if (!p.proj_size) packed = pieces.take<Factor>(StepWalk<T, Cell, true>::factors(p.hidden_size));
   if (!workspace || !clusters) return pieces.used;
 
   StoreSums<A> sums{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,

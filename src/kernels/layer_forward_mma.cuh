@@ -17,7 +17,8 @@ struct StepArguments {
   int on_chip;             // groups of a warp in shared memory
 };
 
-template <class T, class Cell>
+// kOne: a warp has one tile at most.
+template <class T, class Cell, bool kOne>
 struct StepWalk {
   static constexpr int G = Cell::kGates, kSlots = G == 1 ? 1 : 4;      // rows of a quad for a unit
   static constexpr int kCells = 4 / kSlots, kUnits = 4 * kCells;       // units of a lane and of a tile; words of a tile
@@ -39,7 +40,7 @@ struct StepWalk {
   int bytes;                      // of a state
   std::uint64_t* words;
   float* carried;
-  HeldWeights<T> weights;
+  HeldWeights<T, held_groups(kOne)> weights;
 
   SEQKERN_INLINE StepWalk(const StepArguments& arguments, const Cell& c, unsigned char* shared)
       : a(arguments), p(a.p), cell(c), H(p.hidden_size), groups(depth_groups(H)), tiles(own(ceil_div(H, kUnits))) {
@@ -92,7 +93,7 @@ struct StepWalk {
     for (index_t s = 0; s < p.seq_len; ++s) {
       index_t t = p.reverse ? p.seq_len - 1 - s : s;
       for (int j = 0; weights.tile_of(j) < weights.tiles; j += 2) {
-        if (weights.tile_of(j + 1) < weights.tiles) step<2>(s, t, j);
+        if (!kOne && weights.tile_of(j + 1) < weights.tiles) step<kOne ? 1 : 2>(s, t, j);
         else step<1>(s, t, j);
       }
       if (!full) sync_block();
@@ -142,7 +143,7 @@ struct StepWalk {
       if (threadIdx.x == 0) mbarrier_expect(full + (s & 1), bytes);
     }
     float sums[kTiles][4];
-    weights.template products<kTiles>(j, state(s), sums);
+    weights.template products<kTiles>(j, state(s).lane(), sums);
     SEQKERN_UNROLL
     for (int i = 0; i < kTiles; ++i) finish(inputs[i], sums[i], s, t, j + i);
   }
@@ -207,28 +208,28 @@ struct StepWalk {
   }
 };
 
-template <class T, class Cell>
+template <class T, class Cell, bool kOne>
 __global__ void __launch_bounds__(32 * kStepWarps, 1)
     layer_step_kernel(const __grid_constant__ StepArguments a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
-  StepWalk<T, Cell>(a, cell, shared).run();
+  StepWalk<T, Cell, kOne>(a, cell, shared).run();
 }
 
 // The walk, after x W; false where it does not apply. weights: room for them packed.
 template <class T, class Cell>
 bool layer_steps(const RecurrentForward& p, const float* gate_sums, Factor* weights, const Cell& cell,
                  cudaStream_t stream) {
-  using Walk = StepWalk<T, Cell>;
-  auto kernel = layer_step_kernel<T, Cell>;
+  using Walk = StepWalk<T, Cell, true>;
+  auto one = layer_step_kernel<T, Cell, true>, more = layer_step_kernel<T, Cell, false>;
   index_t tiles = ceil_div(p.hidden_size, Walk::kUnits), groups = depth_groups(p.hidden_size);
-  StepPlan plan = step_plan(reinterpret_cast<const void*>(kernel), tiles, groups, ceil_div(p.batch, kRows),
+  StepPlan plan = step_plan(reinterpret_cast<const void*>(one), tiles, groups, ceil_div(p.batch, kRows),
                             [&](index_t mine, int warps) { return Walk::shared_bytes(p, mine, warps); });
   if (!plan.cluster) return false;
   pack(tiles, groups, typename Walk::template Rows<T>{static_cast<const T*>(p.weight_hh), p.hidden_size}, weights,
        stream);
   Launch l{dim3(unsigned(ceil_div(p.batch, kRows)) * unsigned(plan.cluster)), dim3(unsigned(plan.threads)),
            plan.shared_bytes, plan.cluster, stream};
-  launch(l, kernel, StepArguments{p, gate_sums, weights, plan.on_chip}, cell);
+  launch(l, plan.one_tile ? one : more, StepArguments{p, gate_sums, weights, plan.on_chip}, cell);
   return true;
 }
 

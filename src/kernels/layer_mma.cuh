@@ -11,7 +11,8 @@
 namespace seqkern::cuda {
 
 inline constexpr int kStepWarps = 8, kGroup = 4;  // steps of depth 16 that are read together
-inline constexpr int kHeldGroups = 8;             // of a warp's first tile, in registers
+// Groups of a warp's first tile in registers, for a warp with one tile or more.
+constexpr int held_groups(bool one) { return one ? 8 : 6; }
 
 struct alignas(16) Factor {  // a lane's part of a left factor
   std::uint32_t words[4];
@@ -74,10 +75,8 @@ struct RightFactor {
   static constexpr std::size_t bytes(index_t groups) { return std::size_t(groups) * kGroup * 256; }
   // Rows 0-3 and 4-7 change places in every other pair of words: no bank conflicts.
   SEQKERN_INLINE std::uint64_t* at(index_t word, int row) const { return words + word * kRows + (row ^ word / 2 % 2 * 4); }
-  SEQKERN_INLINE void load(std::uint32_t (&b)[2], int step) const {
-    std::uint64_t both = *at(index_t(step) * 4 + lane_id() % 4, lane_id() / 4);
-    b[0] = std::uint32_t(both), b[1] = std::uint32_t(both >> 32);
-  }
+  // What this lane holds of the factor of a step: lane() [32 step].
+  SEQKERN_INLINE const std::uint64_t* lane() const { return at(lane_id() % 4, lane_id() / 4); }
 };
 template <class T>
 SEQKERN_INLINE std::uint64_t word_of(const float (&v)[4]) {
@@ -87,6 +86,7 @@ SEQKERN_INLINE std::uint64_t word_of(const float (&v)[4]) {
 // How the steps are laid out; no cluster: they do not fit.
 struct StepPlan {
   int cluster = 0, threads = 32, on_chip = 0;
+  bool one_tile = true;  // a warp has at most one
   std::size_t shared_bytes = 0;
 };
 
@@ -107,9 +107,9 @@ StepPlan step_plan(const void* kernel, index_t tiles, index_t groups, index_t cl
   plan.threads = 32 * warps;
   plan.shared_bytes = fixed(mine, warps);
   if (plan.shared_bytes > limit) return {};
-  plan.cluster = cluster;
+  plan.cluster = cluster, plan.one_tile = mine <= warps;
   std::size_t group = std::size_t(warps) * kGroup * 32 * sizeof(Factor);
-  index_t wanted = ceil_div(mine, warps) * groups - min_of(groups, kHeldGroups);
+  index_t wanted = ceil_div(mine, warps) * groups - min_of(groups, held_groups(plan.one_tile));
   plan.on_chip = int(min_of(wanted, index_t((limit - plan.shared_bytes) / group)));
   plan.shared_bytes += std::size_t(plan.on_chip) * group;
   return plan;
@@ -117,7 +117,7 @@ StepPlan step_plan(const void* kernel, index_t tiles, index_t groups, index_t cl
 
 // A warp's tiles of packed weights: the first kHeldGroups groups of its first tile in registers, as many of the next
 // as fit in shared memory, the rest in global memory.
-template <class T>
+template <class T, int kHeldGroups>
 struct HeldWeights {
   const Factor* global;  // of the block's first tile
   const Factor* shared;  // [chip groups, warps, kGroup, 32]
@@ -153,35 +153,54 @@ struct HeldWeights {
   // sums[i] of tiles j and, with two, j + 1, each in four sums over every fourth step: the order does not depend on
   // where the weights are and how many tiles a warp has.
   template <int kTiles>
-  SEQKERN_INLINE void products(int j, const RightFactor<T>& right, float (&sums)[kTiles][4]) const {
+  SEQKERN_INLINE void products(int j, const std::uint64_t* right, float (&sums)[kTiles][4]) const {
     float part[kTiles][kGroup][4] = {};
-    int q = 0;
-    if (j == 0) {
+    if (j > 0) {
+      add<kTiles>(j, 0, right, part);
+    } else if (groups >= kHeldGroups) {  // no branches between the groups
       SEQKERN_UNROLL
-      for (int g = 0; g < kHeldGroups; ++g) {
-        if (g >= groups) break;
-        const Factor* second = kTiles == 2 ? group(1, g) : nullptr;
-        SEQKERN_UNROLL
-        for (int s = 0; s < kGroup; ++s) {
-          std::uint32_t a[4], b[2];
-          right.load(b, g * kGroup + s);
-          multiply<T>(part[0][s], held[g * kGroup + s], b);
-          if constexpr (kTiles == 2) {
-            cuda::load(a, second + s * 32);
-            multiply<T>(part[1][s], a, b);
-          }
-        }
-      }
-      q = in_registers();
+      for (int g = 0; g < kHeldGroups; ++g) add_held(g, right, part);
+      add<kTiles>(0, kHeldGroups, right, part);
+    } else {
+      SEQKERN_UNROLL
+      for (int g = 0; g < kHeldGroups - 1; ++g)
+        if (g < groups) add_held(g, right, part);
     }
+    SEQKERN_UNROLL
+    for (int i = 0; i < kTiles; ++i) SEQKERN_UNROLL
+    for (int e = 0; e < 4; ++e) sums[i][e] = part[i][0][e] + part[i][1][e] + (part[i][2][e] + part[i][3][e]);
+  }
+
+ private:
+  static SEQKERN_INLINE void load_right(std::uint32_t (&b)[2], const std::uint64_t* from) {
+    std::uint64_t both = *from;
+    b[0] = std::uint32_t(both), b[1] = std::uint32_t(both >> 32);
+  }
+  // Group g, in registers, of the first tile, and of the second.
+  template <int kTiles>
+  SEQKERN_INLINE void add_held(int g, const std::uint64_t* right, float (&part)[kTiles][kGroup][4]) const {
+    const Factor* second = kTiles == 2 ? group(1, g) : nullptr;
+    SEQKERN_UNROLL
+    for (int s = 0; s < kGroup; ++s) {
+      std::uint32_t a[4], b[2];
+      load_right(b, right + (g * kGroup + s) * 32);
+      multiply<T>(part[0][s], held[g * kGroup + s], b);
+      if constexpr (kTiles == 2) {
+        cuda::load(a, second + s * 32);
+        multiply<T>(part[1][s], a, b);
+      }
+    }
+  }
+  template <int kTiles>
+  SEQKERN_INLINE void add(int j, int first, const std::uint64_t* right, float (&part)[kTiles][kGroup][4]) const {
 #if !SEQKERN_HOSTCUDA
 #pragma unroll 2
 #endif
-    for (; q < groups; ++q) {
+    for (int q = first; q < groups; ++q) {
       SEQKERN_UNROLL
       for (int s = 0; s < kGroup; ++s) {
         std::uint32_t a[4], b[2];
-        right.load(b, q * kGroup + s);
+        load_right(b, right + (q * kGroup + s) * 32);
         SEQKERN_UNROLL
         for (int i = 0; i < kTiles; ++i) {
           cuda::load(a, group(j + i, q) + s * 32);
@@ -189,9 +208,6 @@ struct HeldWeights {
         }
       }
     }
-    SEQKERN_UNROLL
-    for (int i = 0; i < kTiles; ++i) SEQKERN_UNROLL
-    for (int e = 0; e < 4; ++e) sums[i][e] = part[i][0][e] + part[i][1][e] + (part[i][2][e] + part[i][3][e]);
   }
 };
 
