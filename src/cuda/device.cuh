@@ -301,7 +301,7 @@ SEQKERN_INLINE void mbarrier_expect(std::uint64_t* bar, int bytes) {  // arrives
                : "memory");
 #endif
 }
-// Until the phase of this parity has ended; the first phase is 0.
+// Until the phase of this parity has ended; the first phase is 0. What came with it to shared memory may be read.
 SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
 #if SEQKERN_HOSTCUDA
   while (!hostcuda::mbarrier_done(bar, parity)) {
@@ -311,7 +311,7 @@ SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
   do
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
         "selp.b32 %0, 1, 0, p;\n\t}"
         : "=r"(done)
         : "r"(shared_address(bar)), "r"(parity)
