@@ -335,7 +335,8 @@ struct GroupWalk {
     tile.keys_seen(begin, end);
     if (begin == end) return;
     float factor[2];
-    mbarrier_wait(&bars.q.full, queries++ & 1);
+    mbarrier_wait(&bars.q.full, queries & 1);
+    queries++;
     begin_scores();
     group_wait<0>(s);
     end_scores();
