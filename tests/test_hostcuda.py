@@ -85,8 +85,13 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
             build.stand_below_ops(module, patch.setattr)
             out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
             gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
-            few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right")
+            few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right", window=(99, 0))
         yield out, few, *gradients
+    query, key, value = (rng.standard_normal((1, 1, n, 64), np.float32).astype(BFLOAT16.x) for n in (70, 640, 640))
+    with monkeypatch.context() as patch:
+        build.stand_below_ops(module, patch.setattr)
+        out = seqkern.scaled_dot_product_attention(query, key, value)
+    yield (out,)
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,8 +141,8 @@ class Defect(NamedTuple):
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, MMA, DECODE = (
-    f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh")
+TILE, FLASH, MMA, DECODE, WGMMA = (
+    f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 DEFECTS = [
@@ -186,11 +191,28 @@ DEFECTS = [
     Defect("attention: divergent full-mask shuffle", DECODE, "if (i >= pieces) return;",
            "if (i >= pieces || lane_id() == 31) return;", FLASH),
     Defect("decode: keys of the next piece", DECODE, "left >= kKeys && row.low", "row.low", FLASH),
-    Defect("decode: factors of other rows", DECODE, "shuffle(factor, 8 * t)", "shuffle(factor, 4 * t)", FLASH),
+    Defect("decode: factors of other rows", DECODE, "shuffle(factor, 8 * t + 4)", "factor", FLASH),
     Defect("decode: columns in another order", DECODE, "out[4 * i + w][m + 2], out[4 * i + w + 1][m],",
            "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
     Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
            "sums[threadIdx.x] = sum;", FLASH),
+    Defect("warpgroups: copies ignore free", WGMMA, "if (mbarrier_test(&t.free, parity)) return;",
+           "if (parity >= 0) return;", FLASH),
+    Defect("warpgroups: copies keep quiet while they wait", WGMMA, "    flush();\n    mbarrier_wait", "    mbarrier_wait",
+           FLASH),
+    Defect("warpgroups: told too early", WGMMA, "copy_wait<2>();", "copy_wait<3>();", FLASH),
+    Defect("warpgroups: K released early", WGMMA, "      group_wait<1>(s);\n      end_scores();",
+           "      end_scores();\n      group_wait<1>(s);", FLASH),
+    Defect("warpgroups: V released early", WGMMA, "    group_wait<0>(out);\n    release(bars.v[values++ % kStages]);",
+           "    release(bars.v[values++ % kStages]);\n    group_wait<0>(out);", FLASH),
+    Defect("warpgroups: Q released early", WGMMA, "    queries++;\n    begin_scores();",
+           "    queries++;\n    release(bars.q);\n    begin_scores();", FLASH),
+    Defect("warpgroups: scores read too early", WGMMA, "group_wait<1>(s)", "group_wait<2>(s)", FLASH),
+    Defect("warpgroups: barrier count off by one", WGMMA, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
+    Defect("warpgroups: nobody begins", WGMMA, "if (group == 1 && begin + 1 < end) your_turn();", "", FLASH),
+    Defect("warpgroups: wrong columns", WGMMA, "k % 4 * 32", "k % 4 * 16", FLASH),
+    Defect("warpgroups: wrong panel", WGMMA, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
+    Defect("warpgroups: pieces not swapped", WGMMA, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
 

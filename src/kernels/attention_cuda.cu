@@ -1,9 +1,10 @@
 // Attention forward on any GPU (attention_tile.cuh): a block takes 32 query rows, those of all heads of a group side by
-// side, and walks over the keys they see, softmax online. What fits tensor cores goes there first (attention_mma.cuh),
-// few rows have kernels of their own (attention_decode.cuh).
+// side, and walks over the keys they see, softmax online. What fits tensor cores goes there first
+// (attention_wgmma.cuh, attention_mma.cuh), few rows have kernels of their own (attention_decode.cuh).
 #include "attention_decode.cuh"
 #include "attention_mma.cuh"
 #include "attention_walk.cuh"
+#include "attention_wgmma.cuh"
 #include "cuda/types.cuh"
 #include "seqkern/attention.h"
 
@@ -51,8 +52,10 @@ void forward(const AttentionForward& p, void* workspace, cudaStream_t stream) {
     if (fits_mma(p)) {
       auto spoiled = masks(p) ? static_cast<unsigned char*>(workspace) : nullptr;
       bool narrow = p.head_dim <= 64 && p.value_dim <= 64;
-      bool done = narrow ? launch_mma<T, 64>(p, score, spoiled, stream)
-                         : launch_mma<T, kMaxMmaWidth>(p, score, spoiled, stream);
+      bool done = fits_wgmma(p) && (narrow ? launch_wgmma<T, 64>(p, score, spoiled, stream)
+                                           : launch_wgmma<T, kMaxMmaWidth>(p, score, spoiled, stream));
+      done = done || (narrow ? launch_mma<T, 64>(p, score, spoiled, stream)
+                             : launch_mma<T, kMaxMmaWidth>(p, score, spoiled, stream));
       if (done && !spoiled) return;
       if (done) wanted = spoiled;
     }
