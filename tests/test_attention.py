@@ -38,9 +38,10 @@ SHAPES = [
     (2, 2, 2, 0, 3, 4, 4),
     (2, 2, 2, 3, 0, 4, 4),
 ]
-# Tiles of tensor cores, 128 by 64: parts of them, several, grouped heads, one width and two.
+# Tiles of tensor cores, 128 by 64: parts of them, several, grouped heads, one width and two, masks whose rows start at
+# multiples of 16 bytes and some whose do not.
 IN_BFLOAT16 = [
-    (2, 4, 2, 49, 130, 32, 32), (1, 2, 2, 150, 290, 64, 64), (1, 4, 2, 200, 140, 72, 128),
+    (2, 4, 2, 49, 130, 32, 32), (2, 2, 2, 150, 296, 64, 64), (1, 4, 2, 200, 144, 72, 128),
     (2, 8, 2, 2, 300, 72, 128), (1, 5, 1, 1, 150, 64, 8),  # decoding
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "head mask": {"attn_mask": "head"},
     "key mask": {"attn_mask": "key"},
     "row mask": {"attn_mask": "row"},
+    "shared mask": {"attn_mask": "shared", "causal": "bottom_right"},
     "alibi": {"alibi_slopes": True},
     "alibi causal": {"alibi_slopes": True, "causal": "bottom_right"},
     "sinks": {"sinks": True},
@@ -91,7 +93,8 @@ def make(shape: tuple[int, ...], name: str, dtypes: DTypes) -> tuple[tuple[Array
         options["attn_mask"] = rng.random(full) < 0.6
         options["attn_mask"][..., :1, :] = False
     elif kind:
-        sizes = {"float": full, "head": (heads, queries, keys), "key": (batch, 1, 1, keys), "row": (queries, 1)}
+        sizes = {"float": full, "head": (heads, queries, keys), "key": (batch, 1, 1, keys), "row": (queries, 1),
+                 "shared": (queries, keys)}
         options["attn_mask"] = rng.standard_normal(sizes[kind]).astype(dtypes.x)
     if options.pop("lengths", False):
         options["q_lengths"] = rng.integers(0, queries, batch, endpoint=True)
@@ -173,8 +176,12 @@ def test_options_in_bfloat16(ops: ModuleType, shape: tuple[int, ...], name: str)
     check(ops, shape, name, BFLOAT16)
 
 
-@pytest.mark.parametrize("name", ["plain", "causal", "bottom_right", "window", "window causal", "sinks", "lengths bottom_right"])
-@pytest.mark.parametrize("shape", [(2, 2, 1, 150, 390, 64, 64), (1, 3, 1, 97, 260, 128, 128), (1, 2, 2, 200, 120, 40, 96)])
+@pytest.mark.parametrize(
+    "name", ["plain", "causal", "bottom_right", "window", "window causal", "sinks", "lengths bottom_right"]
+)
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 1, 150, 390, 64, 64), (1, 3, 1, 97, 260, 128, 128), (1, 2, 2, 200, 120, 40, 96)]
+)
 def test_long_tiles_in_bfloat16(ops: ModuleType, backend: str, name: str, shape: tuple[int, ...]) -> None:
     """What a warpgroup takes at a time, where there is such a thing, and more."""
     if backend == "hostcuda":
@@ -231,12 +238,15 @@ def assert_near(dirty: dict[str, Array], clean: dict[str, Array], dtypes: DTypes
 
 @DTYPES
 @pytest.mark.parametrize("rows", [2, 40, 150])
-def test_masked_numbers_never_leak(ops: ModuleType, rows: int, dtypes: DTypes) -> None:
+@pytest.mark.parametrize("kind", [bool, float])
+def test_masked_numbers_never_leak(ops: ModuleType, kind: type, rows: int, dtypes: DTypes) -> None:
     """NaN and infinity at masked keys, values and rows change nothing; a live NaN shows."""
     arrays, _, dout = make((1, 2, 2, rows, 40, 16, 16), "plain", dtypes)
     mask = np.ones((rows, 40), bool)
     mask[:, 5] = mask[:, 39] = False
     mask[1] = False
+    if kind is float:
+        mask = np.where(mask, 0.0, -np.inf).astype(dtypes.x)
     clean = run(ops, arrays, {"attn_mask": mask}, dout)
     query, key, value = (a.copy() for a in arrays)
     for bad, at in ((np.nan, 5), (np.inf, 39)):

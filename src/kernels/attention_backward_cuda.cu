@@ -104,11 +104,12 @@ __global__ void delta_kernel(const __grid_constant__ Arguments<T> a, acc_t<T>* d
   }
 }
 
-// Whether one of a block's rows, of which tensor cores took kOwnRows at a time, is to be done here: a byte for sixteen.
-SEQKERN_INLINE bool is_wanted(const unsigned char* wanted, index_t pair, index_t rows, index_t first) {
+// Whether one of a block's 32 rows from `first` on, of all rows of `heads` heads from `head` on, is to be done here:
+// tensor cores leave a byte for sixteen of a head's.
+SEQKERN_INLINE bool is_wanted(const unsigned char* wanted, index_t head, index_t heads, index_t length, index_t first) {
   if (!wanted) return true;
-  const unsigned char* mine = wanted + (pair * ceil_div(rows, kOwnRows) * kOwnRows + first) / 16;
-  return mine[0] || mine[1];
+  index_t r = first + lane_id(), at = (head + r / length) * round_up(length, kOwnRows) + r % length;
+  return ballot(r < heads * length && wanted[at / 16] != 0);
 }
 
 template <class T, int kColumns>
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
   index_t tiles = ceil_div(p.key_len, kSide), pair = blockIdx.x / tiles, key = blockIdx.x % tiles * kSide;
   index_t b = pair / p.kv_heads, kv_head = pair % p.kv_heads, all = p.group() * p.query_len;
   index_t column = index_t(blockIdx.y) * kColumns * kSide;
-  if (!is_wanted(wanted, pair, p.key_len, key)) return;
+  if (!is_wanted(wanted, pair, 1, p.key_len, key)) return;
   A dk[kMine][kColumns] = {}, dv[kMine][kColumns] = {};
   for (index_t first = 0; first < all; first += kSide) {
     sync_block();
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
   index_t all = p.group() * p.query_len, tiles = ceil_div(all, kBlockRows), pair = blockIdx.x / tiles;
   index_t first = (tiles - 1 - blockIdx.x % tiles) * kBlockRows, column = index_t(blockIdx.y) * kColumns * kSide;
   index_t b = pair / p.kv_heads, kv_head = pair % p.kv_heads;
-  if (!is_wanted(wanted, pair, all, first)) return;
+  if (!is_wanted(wanted, pair * p.group(), p.group(), p.query_len, first)) return;
   describe_rows(a.score, b, kv_head * p.group(), first, kBlockRows, all, int(threadIdx.x), rows);
   sync_block();
   Interval seen = keys_seen(rows, kBlockRows);
@@ -282,24 +283,24 @@ void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) 
   constexpr int kThreads = 32 * kBlockWarps;
   if (w.rows) launch(on(min_of(ceil_div(w.rows, kBlockWarps), 65536), 1, kThreads), delta_kernel<T>, a, delta, terms);
   const unsigned char *keys_wanted = nullptr, *rows_wanted = nullptr;
-  bool done = false;
+  Given given;
   if constexpr (sizeof(T) == 2)
     if (terms) {
-      MmaGradient<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr};
+      Gradients<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, false};
       if (w.own) m.keys_spoiled = bytes + w.delta_bytes + w.terms_bytes, m.rows_spoiled = m.keys_spoiled + w.keys;
-      done = launch_gradient(m, stream);
-      if (done) keys_wanted = m.keys_spoiled, rows_wanted = m.rows_spoiled;
+      given = launch_gradient(m, stream);
+      if (given.inputs) keys_wanted = m.keys_spoiled, rows_wanted = m.rows_spoiled;
     }
   index_t pairs = p.batch * p.kv_heads;
-  if (index_t tiles = pairs * ceil_div(p.key_len, kSide); tiles && !(done && !keys_wanted))
+  if (index_t tiles = pairs * ceil_div(p.key_len, kSide); tiles && (!given.inputs || keys_wanted))
     for_columns_of(p.head_dim > p.value_dim ? p.head_dim : p.value_dim, [&]<int kColumns>(unsigned y) {
       launch(on(tiles, y, kThreads), dkv_kernel<T, kColumns>, a, keys_wanted);
     });
-  if (index_t tiles = pairs * ceil_div(p.group() * p.query_len, kBlockRows); tiles && !(done && !rows_wanted))
+  if (index_t tiles = pairs * ceil_div(p.group() * p.query_len, kBlockRows); tiles && (!given.inputs || rows_wanted))
     for_columns_of(p.head_dim, [&]<int kColumns>(unsigned y) {
       launch(on(tiles, y, kThreads), dq_kernel<T, kColumns>, a, rows_wanted);
     });
-  if (p.dmask && p.dmask_count) {
+  if (p.dmask && p.dmask_count && !given.mask) {
     const index_t* step = p.dmask_strides;
     index_t tiles = (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1) *
                     (step[2] ? ceil_div(p.query_len, kBlockRows) : 1) * (step[3] ? ceil_div(p.key_len, kSide) : 1);
