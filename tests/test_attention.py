@@ -176,6 +176,21 @@ def test_options_in_bfloat16(ops: ModuleType, shape: tuple[int, ...], name: str)
     check(ops, shape, name, BFLOAT16)
 
 
+@pytest.mark.parametrize(
+    "name", ["plain", "causal", "bottom_right", "window", "window causal", "sinks", "lengths bottom_right"]
+)
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 1, 150, 390, 64, 64), (1, 3, 1, 97, 260, 128, 128), (1, 2, 2, 200, 120, 40, 96)]
+)
+def test_long_tiles_in_bfloat16(ops: ModuleType, backend: str, name: str, shape: tuple[int, ...]) -> None:
+    """What a warpgroup takes at a time, where there is such a thing, and more."""
+    if backend == "hostcuda":
+        from seqkern.ops import attention
+
+        attention._cpu.configure(deferred=True)
+    check(ops, shape, name, BFLOAT16)
+
+
 @pytest.mark.parametrize("dim", [*range(1, 20), 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 255, 256])
 def test_every_head_dim(ops: ModuleType, dim: int) -> None:
     check(ops, (1, 2, 2, 15, 35, dim, 257 - dim if dim > 1 else 1), "causal", FLOAT32)
@@ -260,6 +275,16 @@ def test_numbers_that_no_row_sees_never_leak(ops: ModuleType, window: Any, dtype
     dirty = run(ops, (query, key, value), options, dout)
     assert_near(dirty, clean, dtypes)
     assert not dirty["dkey"][:, :, 70:].any() and not dirty["dvalue"][:, :, 70:].any()
+
+
+@pytest.mark.parametrize("dtypes", [FLOAT32, BFLOAT16], ids=lambda d: d.name)
+def test_what_comes_later_never_leaks(ops: ModuleType, dtypes: DTypes) -> None:
+    (query, key, value), _, _ = make((1, 2, 2, 150, 150, 64, 64), "plain", dtypes)
+    clean = ops.scaled_dot_product_attention(query, key, value, is_causal=True)
+    value[:, :, 100], key[:, :, 120] = np.nan, np.inf
+    dirty = ops.scaled_dot_product_attention(query, key, value, is_causal=True).astype(np.float64)
+    assert_matches(dirty[:, :, :100], clean[:, :, :100].astype(np.float64), 0.03, "before")
+    assert np.isnan(dirty[:, :, 100:]).all()
 
 
 def test_padding_is_not_read_as_a_number(ops: ModuleType) -> None:

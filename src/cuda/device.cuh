@@ -114,31 +114,53 @@ SEQKERN_INLINE float log(float x) { return ::logf(x); }
 SEQKERN_INLINE double log(double x) { return ::log(x); }
 SEQKERN_INLINE float tanh(float x) { return ::tanhf(x); }
 SEQKERN_INLINE double tanh(double x) { return ::tanh(x); }
-template <class V>
-SEQKERN_INLINE V sigmoid(V x) {
-  V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
-  return (x < 0 ? e : V(1)) / (1 + e);
-}
-template <class V>
-SEQKERN_INLINE V gate(V x) {
-  return sigmoid(x);
-}
 SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
 SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
 SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
-// Within 2^-22 of it; what is below 2^-126 is 0.
-SEQKERN_INLINE float exp2_approximate(float x) {
+// Of a normal number whose reciprocal is one, to an ulp, in one instruction.
+SEQKERN_INLINE float reciprocal(float x) {
 #if SEQKERN_HOSTCUDA
-  return ::exp2f(x);
+  return 1 / x;
+#else
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+#endif
+}
+SEQKERN_INLINE double reciprocal(double x) { return 1 / x; }
+SEQKERN_INLINE float exp2_flushed(float x) {  // to 2 ulp; what is below the normal numbers comes out as 0
+#if SEQKERN_HOSTCUDA
+  float y = ::exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
 #else
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #endif
 }
-SEQKERN_INLINE float larger(float x, float y) { return ::fmaxf(x, y); }  // that which is a number
 SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
 SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
+template <class V>
+SEQKERN_INLINE V sigmoid(V x) {
+  V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
+  return (x < 0 ? e : V(1)) * reciprocal(1 + e);
+}
+template <class V>
+SEQKERN_INLINE V gate(V x) {
+  return sigmoid(x);
+}
+// The larger; NaN wins.
+template <class V>
+SEQKERN_INLINE V max_or_nan(V a, V b) {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<V, float>) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+  }
+#endif
+  return a > b || a != a ? a : b;
+}
+SEQKERN_INLINE float larger(float x, float y) { return ::fmaxf(x, y); }  // that which is a number
 template <class V>
 SEQKERN_INLINE V infinity() {
   return V(__builtin_huge_val());
@@ -329,7 +351,7 @@ SEQKERN_INLINE bool mbarrier_test(std::uint64_t* bar, int parity) {
   return true;
 #endif
 }
-// Until the phase of this parity has ended; the first phase is 0.
+// Until the phase of this parity has ended; the first phase is 0. What came with it to shared memory may be read.
 SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
 #if SEQKERN_HOSTCUDA
   while (!hostcuda::mbarrier_done(bar, parity)) {
@@ -339,7 +361,7 @@ SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
   do
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
         "selp.b32 %0, 1, 0, p;\n\t}"
         : "=r"(done)
         : "r"(shared_address(bar)), "r"(parity)

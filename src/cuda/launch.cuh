@@ -26,9 +26,16 @@ struct Limits {
   bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
 };
 
+inline constexpr int kPortableCluster = 8;  // the size every device that knows clusters promises
+
 #if SEQKERN_HOSTCUDA
 
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1}; }
+inline int active_clusters(const void*, int cluster, int, std::size_t) {
+  return cluster <= hostcuda::config.max_cluster ? 1 << 16 : 0;
+}
+inline Limits limits(const void*) {
+  return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1};
+}
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
@@ -67,8 +74,7 @@ inline Limits limits(const void* kernel) {
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
-  // 8 blocks is the size every such device promises
-  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? 8 : 1, code.numRegs > 32};
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.numRegs > 32};
 }
 
 inline int multiprocessors() {
@@ -78,10 +84,29 @@ inline int multiprocessors() {
   return count;
 }
 
+// How many clusters of this size, of blocks so large, the device runs at once; 0: none.
+inline int active_clusters(const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(cluster)), config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared_bytes, config.attrs = &attribute, config.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   if (l.shared_bytes > 16 * 1024)  // more than 48 KB, the static ones counted in, has to be asked for
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
+  if (l.cluster > kPortableCluster)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = unsigned(l.cluster);

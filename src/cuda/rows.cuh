@@ -30,7 +30,7 @@ struct Values {
 };
 template <int kWidth, class T>
 SEQKERN_INLINE Values<acc_t<T>, kWidth> values_at(const T* row, index_t j) {
-  Adjacent<T, kWidth> piece;
+  Adjacent<T, kWidth> piece{};
   constexpr int kBytes = int(sizeof piece) < 16 ? int(sizeof piece) : 16, kCount = kBytes / int(sizeof(T));
   SEQKERN_UNROLL
   for (int k = 0; k < kWidth; k += kCount) copy_word<kBytes>(piece.v + k, row + j + k);
@@ -47,23 +47,25 @@ SEQKERN_INLINE Values<acc_t<T>, kWidth> values_at(Given<T> row, index_t j) {
   return values;
 }
 
-// f(column, its value in each of the rows...) for this thread's columns.
+// f(column, its value in each of the rows...) for this thread's columns, of fewer than 2^31.
 template <int kWidth = 1, class F, class... Rows>
 SEQKERN_INLINE void for_columns(index_t columns, F f, Rows... rows) {
-  for (index_t j = index_t(threadIdx.x) * kWidth; j < columns; j += index_t(blockDim.x) * kWidth)
+  for (unsigned j = threadIdx.x * kWidth; j < unsigned(columns); j += blockDim.x * kWidth)
     [&](auto... values) {
       SEQKERN_UNROLL
-      for (int k = 0; k < kWidth; ++k) f(j + k, values.v[k]...);
+      for (int k = 0; k < kWidth; ++k) f(index_t(j + k), values.v[k]...);
     }(values_at<kWidth>(rows, j)...);
 }
 // to[column] = f(...)
 template <int kWidth, class T, class F, class... Rows>
 SEQKERN_INLINE void map_columns(index_t columns, T* to, F f, Rows... rows) {
-  for (index_t j = index_t(threadIdx.x) * kWidth; j < columns; j += index_t(blockDim.x) * kWidth)
+  for (unsigned j = threadIdx.x * kWidth; j < unsigned(columns); j += blockDim.x * kWidth)
     [&](auto... values) {
-      Adjacent<T, kWidth> piece;
+      Adjacent<T, kWidth> piece{};
+      acc_t<T> mapped[kWidth];
       SEQKERN_UNROLL
-      for (int k = 0; k < kWidth; ++k) store(piece.v + k, f(j + k, values.v[k]...));
+      for (int k = 0; k < kWidth; ++k) mapped[k] = f(index_t(j + k), values.v[k]...);
+      store_all(piece, mapped);
       copy_word<kWidth * sizeof(T)>(to + j, piece.v);
     }(values_at<kWidth>(rows, j)...);
 }
@@ -71,8 +73,9 @@ SEQKERN_INLINE void map_columns(index_t columns, T* to, F f, Rows... rows) {
 template <class... Parameters, class... Arguments>
 void launch_rows(index_t rows, index_t columns, void* stream, void (*kernel)(Parameters...), Arguments... arguments) {
   if (!rows || !columns) return;
+  if (columns > 0x7fffffff - 1024 * 8) throw DeviceError("a row of 2^31 columns");
   Launch l;
-  l.threads = columns <= 1024 ? dim3(32, 4) : dim3(256);
+  l.threads = columns <= 1024 ? dim3(32, 4) : columns <= 8192 ? dim3(128) : dim3(256);  // few, for reductions cost
   index_t blocks = ceil_div(rows, index_t(l.threads.y));
   l.blocks = dim3(unsigned(min_of(blocks, 65536)));
   l.stream = static_cast<cudaStream_t>(stream);

@@ -263,12 +263,12 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
   index_t d = blockIdx.y * kSide + lane_id();
   A sum = 0;
   if (d < p.value_dim)
-    for (index_t i = warp_id(); i < pieces; i += kJoinWarps)
+    for (index_t i = warp_id(); i < pieces; i += warps())
       if (partial.state[at(i)].sum != 0) sum += partial.out[at(i) * p.value_dim + d] * factor(i);
   sums[threadIdx.x] = sum;
   sync_block();
   if (warp_id() == 0 && d < p.value_dim) {
-    for (int w = 1; w < kJoinWarps; ++w) sum += sums[w * 32 + lane_id()];
+    for (int w = 1; w < warps(); ++w) sum += sums[w * 32 + lane_id()];
     T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
     store(to + d, state.sum == 0 ? A(0) : sum * state.inverse());
   }
@@ -299,7 +299,8 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
       run(attention_decode_kernel<T, kColumns, 0>, blocks);
     });
   auto columns = unsigned(p.value_dim ? ceil_div(p.value_dim, kSide) : 1);
-  Launch l{dim3(unsigned(pairs * p.group() * p.query_len), columns), dim3(32 * kJoinWarps)};
+  index_t joining = min_of(ceil_div(pieces, 4), kJoinWarps);
+  Launch l{dim3(unsigned(pairs * p.group() * p.query_len), columns), dim3(32 * unsigned(joining))};
   l.stream = stream;
   launch(l, attention_join_kernel<T>, p, score, pieces, partial);
 }

@@ -298,7 +298,7 @@ struct GroupWalk {
       factor[half] = state[half].raise(top * scale);
       float base = state[half].base();
       for_row(half, [&](float& x, int) {
-        x = exp2_approximate(x * scale - base);
+        x = exp2_flushed(x * scale - base);
         sum += x;
       });
       state[half].sum += sum;
@@ -335,7 +335,8 @@ struct GroupWalk {
     tile.keys_seen(begin, end);
     if (begin == end) return;
     float factor[2];
-    mbarrier_wait(&bars.q.full, queries++ & 1);
+    mbarrier_wait(&bars.q.full, queries & 1);
+    queries++;
     begin_scores();
     group_wait<0>(s);
     end_scores();

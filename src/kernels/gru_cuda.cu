@@ -25,17 +25,28 @@ template <class T>
 struct GruForwardCell : GruForwardBase<T> {
   using A = acc_t<T>;
   static constexpr int kLate = 0, kFolded = 2;
+  static constexpr bool kCarries = false;
+  struct Constants {
+    A bias;
+  };
+  struct Kept {
+    A r, z, n, q;
+  };
 
-  SEQKERN_INLINE A operator()(Site at, const A (&x)[3], const A (&h)[3], A h_prev, bool on) const {
-    const RecurrentForward& p = this->p;
-    index_t H = p.hidden_size;
-    A q = h[2] + load_or_zero(static_cast<const A*>(p.bias_hh), 2 * H + at.u);
-    A r = sigmoid(x[0] + h[0]), z = sigmoid(x[1] + h[1]), n = tanh(x[2] + r * q);
-    this->save(at, 0, r, on);
-    this->save(at, 1, z, on);
-    this->save(at, 2, n, on);
-    if (p.hidden_n) static_cast<A*>(p.hidden_n)[(at.t * p.batch + at.n) * H + at.u] = on ? q : A(0);
+  SEQKERN_INLINE Constants constants(index_t u) const {
+    return {load_or_zero(static_cast<const A*>(this->p.bias_hh), 2 * this->p.hidden_size + u)};
+  }
+  SEQKERN_INLINE A operator()(const A (&x)[3], const A (&h)[3], A h_prev, const Constants& k, A&, Kept& kept) const {
+    A q = h[2] + k.bias, r = sigmoid(x[0] + h[0]), z = sigmoid(x[1] + h[1]), n = tanh(x[2] + r * q);
+    kept = {r, z, n, q};
     return gru_blend(z, n, h_prev);
+  }
+  SEQKERN_INLINE void keep(Site at, const Kept& kept, bool on) const {
+    const RecurrentForward& p = this->p;
+    this->save(at, 0, kept.r, on);
+    this->save(at, 1, kept.z, on);
+    this->save(at, 2, kept.n, on);
+    if (p.hidden_n) static_cast<A*>(p.hidden_n)[(at.t * p.batch + at.n) * p.hidden_size + at.u] = on ? kept.q : A(0);
   }
 };
 

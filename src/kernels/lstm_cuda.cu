@@ -15,29 +15,34 @@ template <class T>
 struct LstmForwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 4, kLate = 0, kFolded = 4;
+  static constexpr bool kCarries = true;
+  struct Constants {
+    LstmPeephole<A> peephole;
+  };
+  struct Kept {
+    LstmGates<A> gates;
+    A c;
+  };
   RecurrentForward p;
 
-  SEQKERN_INLINE A operator()(Site at, const A (&x)[4], const A (&h)[4], A, bool on) const {
-    index_t H = p.hidden_size, row = at.t * p.batch + at.n;
+  SEQKERN_INLINE Constants constants(index_t u) const {
+    return p.peephole ? Constants{load_peephole<A>(p.peephole, p.hidden_size, u)} : Constants{};
+  }
+  SEQKERN_INLINE A operator()(const A (&x)[4], const A (&h)[4], A, const Constants& k, A& c, Kept& kept) const {
     LstmGates<A> a{x[0] + h[0], x[1] + h[1], x[2] + h[2], x[3] + h[3]};
-    A* state = static_cast<A*>(p.c_n) + at.n * H + at.u;
-    A c = *state, out;
-    if (p.peephole) {
-      auto peephole = load_peephole<A>(p.peephole, H, at.u);
-      out = lstm_cell(a, c, &peephole);
-    } else {
-      out = lstm_cell<A>(a, c, nullptr);
-    }
-    if (on) *state = c;
-    if (p.gates) {
-      A* g = static_cast<A*>(p.gates) + row * 4 * H + at.u;
-      g[0] = on ? a.i : A(0);
-      g[H] = on ? a.f : A(0);
-      g[2 * H] = on ? a.g : A(0);
-      g[3 * H] = on ? a.o : A(0);
-      static_cast<A*>(p.cells)[row * H + at.u] = on ? c : A(0);
-    }
+    A out = p.peephole ? lstm_cell(a, c, &k.peephole) : lstm_cell<A>(a, c, nullptr);
+    kept = {a, c};
     return out;
+  }
+  SEQKERN_INLINE void keep(Site at, const Kept& kept, bool on) const {
+    if (!p.gates) return;
+    index_t H = p.hidden_size, row = at.t * p.batch + at.n;
+    A* g = static_cast<A*>(p.gates) + row * 4 * H + at.u;
+    g[0] = on ? kept.gates.i : A(0);
+    g[H] = on ? kept.gates.f : A(0);
+    g[2 * H] = on ? kept.gates.g : A(0);
+    g[3 * H] = on ? kept.gates.o : A(0);
+    static_cast<A*>(p.cells)[row * H + at.u] = on ? kept.c : A(0);
   }
 };
 

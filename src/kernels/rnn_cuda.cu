@@ -9,11 +9,16 @@ template <class T>
 struct RnnForwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 1, kLate = 0, kFolded = 1;
+  static constexpr bool kCarries = false;
+  struct Constants {};
+  struct Kept {};
   RecurrentForward p;
 
-  SEQKERN_INLINE A operator()(Site, const A (&x)[1], const A (&h)[1], A, bool) const {
+  SEQKERN_INLINE Constants constants(index_t) const { return {}; }
+  SEQKERN_INLINE A operator()(const A (&x)[1], const A (&h)[1], A, const Constants&, A&, Kept&) const {
     return rnn_cell(x[0] + h[0], p.relu);
   }
+  SEQKERN_INLINE void keep(Site, const Kept&, bool) const {}
 };
 
 template <class T>

@@ -13,6 +13,13 @@ struct Lse {
   A max, sum;
 };
 
+// e^x for the sums of a row of T: what rounding x log2(e) costs is far below what a 16-bit result can show.
+template <class T, class A = acc_t<T>>
+SEQKERN_INLINE A power(A x) {
+  if constexpr (sizeof(T) == 2) return exp2_flushed(x * 1.44269504f);
+  else return exp(x);
+}
+
 // max and sum of exp(x - max) of a row. A row of -inf alone has max 0 here, so that no NaN is made.
 template <int kWidth, class T, class A = acc_t<T>>
 SEQKERN_INLINE Lse<A> row_lse(const T* x, index_t columns) {
@@ -20,7 +27,7 @@ SEQKERN_INLINE Lse<A> row_lse(const T* x, index_t columns) {
   for_columns<kWidth>(columns, [&](index_t, A v) { top = Max{}(v, top); }, x);
   top = reduce_row(Max{}, top);
   if (top == -infinity<A>()) top = 0;
-  for_columns<kWidth>(columns, [&](index_t, A v) { sum += exp(v - top); }, x);
+  for_columns<kWidth>(columns, [&](index_t, A v) { sum += power<T>(v - top); }, x);
   return {top, reduce_row(Sum{}, sum)};
 }
 
@@ -36,7 +43,7 @@ __global__ void softmax_forward_kernel(SoftmaxForward p) {
       map_columns<kWidth>(p.columns, y, [&](index_t, A v) { return v - s.max - log_sum; }, x);
     } else {
       A inverse = 1 / s.sum;
-      map_columns<kWidth>(p.columns, y, [&](index_t, A v) { return exp(v - s.max) * inverse; }, x);
+      map_columns<kWidth>(p.columns, y, [&](index_t, A v) { return power<T>(v - s.max) * inverse; }, x);
     }
   });
 }
@@ -51,7 +58,7 @@ __global__ void softmax_backward_kernel(SoftmaxBackward p) {
     for_columns<kWidth>(p.columns, [&](index_t, A v, A d) { sum += p.log ? d : d * v; }, y, dy);
     sum = reduce_row(Sum{}, sum);
     map_columns<kWidth>(
-        p.columns, dx, [&](index_t, A v, A d) { return p.log ? d - exp(v) * sum : v * (d - sum); }, y, dy);
+        p.columns, dx, [&](index_t, A v, A d) { return p.log ? d - power<T>(v) * sum : v * (d - sum); }, y, dy);
   });
 }
 
@@ -93,7 +100,7 @@ __global__ void cross_entropy_backward_kernel(CrossEntropyBackward p) {
     map_columns<kWidth>(
         p.columns, static_cast<T*>(p.dlogits) + r * p.columns,
         [&](index_t j, A v) {
-          A d = exp(v - lse) - even - (j == t ? 1 - smooth : A(0));
+          A d = power<T>(v - lse) - even - (j == t ? 1 - smooth : A(0));
           return ignored ? A(0) : scale * d;
         },
         x);

@@ -13,6 +13,7 @@ struct Operation {
   Wgmma call;
   int group;
   std::uint32_t left[32][4];
+  std::uint64_t seen;  // of the operands
 };
 struct Target {  // a warp's accumulators in flight; free when `d` is null
   float* d[32];
@@ -73,14 +74,21 @@ void run(State& s, const Operation& o, int warp) {
     for (int n = 0; n < call.columns; ++n) place(m, n) = sums[m][n];
 }
 
-// What the instruction may read from here to the wait.
-void tell_of_reads(const Operation& o) {
+// What the instruction may read from here to the wait, and a checksum of it.
+std::uint64_t look_at_operands(const Operation& o, int warp) {
   const Wgmma& call = o.call;
+  std::uint64_t sum = 0;
+  for (int k = 0; k < 16; ++k) {
+    for (int n = 0; n < call.columns; ++n) sum = sum * 0x100000001b3u + *element(call, call.b, call.transposed, n, k);
+    for (int m = 0; m < 16 && !call.left; ++m)
+      sum = sum * 0x100000001b3u + *element(call, call.a, false, warp % 4 * 16 + m, k);
+  }
   int panels = call.transposed ? call.columns / 64 : 1;
   for (int i = 0; i < panels; ++i)
     read_shared(call.shared + field(call.b, 0) / 1024 * 1024 + std::uint32_t(i) * field(call.b, 16),
                 call.transposed ? 2048 : std::size_t(call.columns) * 128);
   if (!call.left) read_shared(call.shared + field(call.a, 0) / 1024 * 1024, 64 * 128);
+  return sum;
 }
 
 }  // namespace
@@ -111,7 +119,7 @@ void wgmma(const Wgmma& mine) {
       target->d[l] = lane.d;
       for (int i = 0; i < call.columns / 2; ++i) target->values[l][i] = lane.d[i], lane.d[i] = NAN;
     }
-    tell_of_reads(o);
+    o.seen = look_at_operands(o, int(threadIdx.x) / 32);
     if (!config.deferred) run(s, o, int(threadIdx.x) / 32);
   });
 }
@@ -128,7 +136,7 @@ void wgmma_wait(int pending) {
         s.operations[kept++] = o;
         continue;
       }
-      tell_of_reads(o);
+      if (look_at_operands(o, int(threadIdx.x) / 32) != o.seen) fail("wgmma: an operand has changed under way");
       if (config.deferred) run(s, o, int(threadIdx.x) / 32);
     }
     s.count = kept;
