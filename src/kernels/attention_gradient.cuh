@@ -177,14 +177,14 @@ SEQKERN_INLINE bool store_rows(const float (&sums)[kWidth / 8][4], float factor,
   return wrong;
 }
 
-// A block's shared memory: two tiles of what it owns, and twice two of what it walks over, a tile of the mask and the
-// terms of 64 rows; in full where that is asked for.
-template <class T, int kWidth, Between kBetween>
+// A block's shared memory: two tiles of what it owns, and in every stage two of what it walks over, a tile of the mask
+// and the terms of 64 rows; in full where that is asked for.
+template <class T, int kWidth, Between kBetween, int kStages>
 struct GradientMemory {
   static constexpr int kMask = kBetween == Between::bias ? kOwnRows * kWalkRows : 0;
   static constexpr int kOwnSize = Own<T, kWidth>::kSize, kWalkedSize = Walked<T, kWidth>::kSize;
   static constexpr std::size_t kBytes =
-      (2 * kOwnSize + 4 * kWalkedSize + 2 * kMask) * sizeof(T) + 2 * kWalkRows * sizeof(RowTerms) +
+      (2 * kOwnSize + kStages * (2 * kWalkedSize + kMask)) * sizeof(T) + kStages * kWalkRows * sizeof(RowTerms) +
       (kBetween == Between::anything ? kWalkRows * sizeof(QueryRow<float>) : 0);
   T* data;
 
@@ -194,12 +194,12 @@ struct GradientMemory {
   }
   template <int kColumns>
   SEQKERN_INLINE Sheets<T, kColumns, kOwnRows * kWalkRows / kColumns> mask(int stage) const {
-    return {walked(0, 2).data + stage * kMask};
+    return {walked(0, kStages).data + stage * kMask};
   }
   SEQKERN_INLINE RowTerms* terms(int stage) const {
-    return reinterpret_cast<RowTerms*>(walked(0, 2).data + 2 * kMask) + stage * kWalkRows;
+    return reinterpret_cast<RowTerms*>(walked(0, kStages).data + kStages * kMask) + stage * kWalkRows;
   }
-  SEQKERN_INLINE QueryRow<float>* full() const { return reinterpret_cast<QueryRow<float>*>(terms(2)); }
+  SEQKERN_INLINE QueryRow<float>* full() const { return reinterpret_cast<QueryRow<float>*>(terms(kStages)); }
 };
 
 // Rows [low, high) of a head of sequence b see keys of [key, key + count).
