@@ -67,7 +67,8 @@ inline Limits limits(const void* kernel) {
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
-  return {shared, code.ptxVersion >= 90 ? 8 : 1, code.sharedSizeBytes > 0};  // 8 blocks is the size every such device promises
+  int cluster = code.ptxVersion >= 90 ? 8 : 1;  // 8 blocks is the size every such device promises
+  return {shared, cluster, code.sharedSizeBytes > 0};
 }
 
 inline int multiprocessors() {
