@@ -142,8 +142,9 @@ class Defect(NamedTuple):
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, MMA, DECODE, WGMMA = (
-    f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "wgmma.cuh")
+TILE, FLASH, MMA, DECODE, FEED, WGMMA = (
+    f"src/kernels/attention_{name}"
+    for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "feed.cuh", "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 DEFECTS = [
@@ -197,11 +198,11 @@ DEFECTS = [
            "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
     Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
            "sums[threadIdx.x] = sum;", FLASH),
-    Defect("warpgroups: copies ignore free", WGMMA, "if (mbarrier_test(&t.free, parity)) return;",
+    Defect("warpgroups: copies ignore free", FEED, "if (mbarrier_test(&t.free, parity)) return;",
            "if (parity >= 0) return;", FLASH),
-    Defect("warpgroups: copies keep quiet while they wait", WGMMA,
+    Defect("warpgroups: copies keep quiet while they wait", FEED,
            "    flush();\n    mbarrier_wait", "    mbarrier_wait", FLASH),
-    Defect("warpgroups: told too early", WGMMA, "copy_wait<2>();", "copy_wait<3>();", FLASH),
+    Defect("warpgroups: told too early", FEED, "copy_wait<2>();", "copy_wait<3>();", FLASH),
     Defect("warpgroups: K released early", WGMMA, "      group_wait<1>(s);\n      end_scores();",
            "      end_scores();\n      group_wait<1>(s);", FLASH),
     Defect("warpgroups: V released early", WGMMA, "    group_wait<0>(out);\n    release(bars.v[values++ % kStages]);",
@@ -209,11 +210,11 @@ DEFECTS = [
     Defect("warpgroups: Q released early", WGMMA, "    queries++;\n    begin_scores();",
            "    queries++;\n    release(bars.q);\n    begin_scores();", FLASH),
     Defect("warpgroups: scores read too early", WGMMA, "group_wait<1>(s)", "group_wait<2>(s)", FLASH),
-    Defect("warpgroups: barrier count off by one", WGMMA, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
+    Defect("warpgroups: barrier count off by one", FEED, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
     Defect("warpgroups: nobody begins", WGMMA, "if (group == 1 && begin + 1 < end) your_turn();", "", FLASH),
-    Defect("warpgroups: wrong columns", WGMMA, "k % 4 * 32", "k % 4 * 16", FLASH),
-    Defect("warpgroups: wrong panel", WGMMA, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
-    Defect("warpgroups: pieces not swapped", WGMMA, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
+    Defect("warpgroups: wrong columns", FEED, "k % 4 * 32", "k % 4 * 16", FLASH),
+    Defect("warpgroups: wrong panel", FEED, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
+    Defect("warpgroups: pieces not swapped", FEED, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
 
