@@ -92,7 +92,9 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
     with monkeypatch.context() as patch:
         build.stand_below_ops(module, patch.setattr)
         out = seqkern.scaled_dot_product_attention(query, key, value)
-    yield (out,)
+        capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
+        gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
+    yield out, capped, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +149,7 @@ TILE, FLASH, MMA, DECODE, FEED, WGMMA = (
     for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "feed.cuh", "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
+PIECES = "src/kernels/attention_gradient.cuh"
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -171,15 +174,16 @@ DEFECTS = [
     Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
     Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
            BACKWARD),
-    Defect("gradients: stage overwritten before it is read", GRADIENT, "fetch(head, i, stage ^ 1)",
-           "fetch(head, i, stage)", BACKWARD),
-    Defect("gradients: barrier missing before use", GRADIENT, "copy_wait<0>();\n    sync_block();\n    if (kFull)",
-           "copy_wait<0>();\n    if (kFull)", BACKWARD),
-    Defect("gradients: copy wait too lax", GRADIENT, "copy_wait<0>();\n    sync_block();\n    int at",
-           "copy_wait<1>();\n    sync_block();\n    int at", BACKWARD),
-    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>", "load_matrices", BACKWARD),
-    Defect("gradients: dynamic shared overrun", GRADIENT, "4 * Walked<T, kWidth>::kSize) *",
-           "3 * Walked<T, kWidth>::kSize) *", BACKWARD),
+    Defect("gradients: stage overwritten before it is read", GRADIENT, "if (head < end) fetch(stage ^ 1);",
+           "if (head < end) fetch(stage);", BACKWARD),
+    Defect("gradients: barrier missing before use", GRADIENT, "sync_block();\n    if (kFull) {", "if (kFull) {", BACKWARD),
+    Defect("gradients: copy wait too lax", GRADIENT, "copy_wait<0>();\n    Products::fence();\n    sync_block();\n    int at",
+           "copy_wait<1>();\n    Products::fence();\n    sync_block();\n    int at", BACKWARD),
+    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>(b, walked", "load_matrices(b, walked",
+           BACKWARD),
+    Defect("gradients: a warpgroup waits too little", GRADIENT, "group_wait<1>(flat(dp))", "group_wait<2>(flat(dp))", BACKWARD),
+    Defect("gradients: sheets of an operand too close", PIECES, "kRows * 128", "kRows * 64", BACKWARD),
+    Defect("gradients: dynamic shared overrun", PIECES, "4 * kWalkedSize", "3 * kWalkedSize", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",
            "{b[3], b[2]});\n      }\n    }\n  }\n\n  // Products", FLASH),
     Defect("wrong fragment row", MMA, "lane % 8 + lane / 16 * 8", "lane % 16", FLASH),

@@ -23,7 +23,7 @@ struct Launch {
 // capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
-  bool has_body;  // of a kernel with static shared memory: false where SEQKERN_HOPPER left it empty
+  bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
 };
 
 inline constexpr int kPortableCluster = 8;  // the size every device that knows clusters promises
@@ -33,7 +33,9 @@ inline constexpr int kPortableCluster = 8;  // the size every device that knows 
 inline int active_clusters(const void*, int cluster, int, std::size_t) {
   return cluster <= hostcuda::config.max_cluster ? 1 << 16 : 0;
 }
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
+inline Limits limits(const void*) {
+  return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1};
+}
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
@@ -72,7 +74,7 @@ inline Limits limits(const void* kernel) {
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
-  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.sharedSizeBytes > 0};
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.numRegs > 32};
 }
 
 inline int multiprocessors() {
