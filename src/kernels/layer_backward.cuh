@@ -7,9 +7,12 @@
 // A Cell gives
 //   kGates, kSums, kLate       as on the CPU: gates, gate gradients kept per unit, and whether the last gate
 //                              multiplies r h instead of h
-//   operator()(site, dh, d)    gradients d[kSums] of the sums; returns the direct part of dh_{t-1}
+//   read(site)                 what the forward pass saved
+//   operator()(saved, dh, dc, d)   gradients d[kSums] of the sums; returns the direct part of dh_{t-1}. With kCarries
+//                              dc, the gradient of a state of its own, runs along; operator()(site, dh, d) keeps it
 //   start, finish, output, reset
 #pragma once
+#include "layer_backward_mma.cuh"
 #include "layer_forward.cuh"
 
 namespace seqkern::cuda {
@@ -294,20 +297,28 @@ std::size_t layer_backward(const RecurrentBackward& p, void* workspace, void* st
   W* before = pieces.take<W>(Walk::has_before(p) ? H * Walk::late_width(p) : 0);
   Cell cell = make(pieces);
   a.exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
+  constexpr bool kSteps = kHasMma<T> && !Cell::kLate;
+  Factor* packed = nullptr;
+  if constexpr (kSteps)
+    if (!p.proj_size) packed = pieces.take<Factor>(back_factors<Cell>(H));
   if (record) *record = a.dgates;
   if (!workspace) return pieces.used;
 
-  auto weight_hh = static_cast<const W*>(p.weight_hh);
-  a.hidden = hidden, a.before = before;
-  transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
-  if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
-  if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
-  auto kernel = layer_backward_kernel<T, W, Cell>;
-  a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
-                     [&](int cluster) { return Walk::weight_bytes(p, cluster); });
-  Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
-           a.plan.cluster, stream};
-  if (clusters) launch(l, kernel, a, cell);
+  bool walked = !clusters;
+  if constexpr (kSteps) walked = walked || (packed && back_steps<T>(p, a.dgates, packed, cell, stream));
+  if (!walked) {
+    auto weight_hh = static_cast<const W*>(p.weight_hh);
+    a.hidden = hidden, a.before = before;
+    transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
+    if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
+    if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
+    auto kernel = layer_backward_kernel<T, W, Cell>;
+    a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
+                       [&](int cluster) { return Walk::weight_bytes(p, cluster); });
+    Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
+             a.plan.cluster, stream};
+    launch(l, kernel, a, cell);
+  }
   weight_gradients<T, W, Cell>(a, stream);
   return pieces.used;
 }
