@@ -185,6 +185,13 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
 
 // ---- operands of the weight gradients: k counts the rows (t, n) of the whole sequence ----
 
+// t and n of row k; divisions of 64 bits are slow.
+SEQKERN_INLINE Site row_site(index_t k, index_t batch, index_t u) {
+  if (((k | batch) >> 31) != 0) return {k / batch, k % batch, u};
+  auto small = std::uint32_t(k), n = std::uint32_t(batch);
+  return {small / n, small % n, u};
+}
+
 // x, with zeros past every row's length: its gradient there is 0, but 0 times a NaN in the padding is not.
 template <class T>
 struct LiveInput {
@@ -193,7 +200,11 @@ struct LiveInput {
   RecurrentInputs p;
   const T* data = static_cast<const T*>(p.x);
   SEQKERN_INLINE const T* line(index_t k, int) const {
-    return active(p.lengths, k % p.batch, k / p.batch) ? data + k * p.input_size : nullptr;
+    if (p.lengths) {
+      Site at = row_site(k, p.batch, 0);
+      if (at.t >= p.lengths[at.n]) return nullptr;
+    }
+    return data + k * p.input_size;
   }
   SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const { return load_or_zero(line(k, 0), i); }
   bool aligned() const { return (std::uintptr_t(data) | std::uintptr_t(2 * p.input_size)) % 16 == 0; }
@@ -207,10 +218,12 @@ struct StateBefore {
   bool reset;
   const T* data = static_cast<const T*>(p.y);
   SEQKERN_INLINE const T* line(index_t k, int) const {
-    index_t t = k / p.batch, n = k % p.batch, S = p.state_size();
-    if (!active(p.lengths, n, t)) return nullptr;
-    if (!first_step(p, n, t)) return data + ((p.reverse ? t + 1 : t - 1) * p.batch + n) * S;
-    return p.h0 ? static_cast<const T*>(p.h0) + n * S : nullptr;
+    index_t S = p.state_size(), before = p.reverse ? k + p.batch : k - p.batch;
+    if (!p.lengths && before >= 0 && before < p.seq_len * p.batch) return data + before * S;
+    Site at = row_site(k, p.batch, 0);
+    if (!active(p.lengths, at.n, at.t)) return nullptr;
+    if (!first_step(p, at.n, at.t)) return data + before * S;
+    return p.h0 ? static_cast<const T*>(p.h0) + at.n * S : nullptr;
   }
   SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const {
     auto h = load_or_zero(line(k, 0), i);
