@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<acc_t<T>>, kWidth ? 3 : 2)
   walk_piece<kColumns>(p, score, team, &rows[0], piece, index_t(blockIdx.y) * kColumns * kSide, partial);
 }
 
-// A block for 32 columns of a row: the pieces in order, as if they had been one walk.
+// A block for a row, or for 32 columns of it where rows are few: the pieces in order, as if they had been one walk.
 template <class T>
 __global__ void __launch_bounds__(32 * kJoinWarps)
     attention_join_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
@@ -260,17 +260,20 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
   auto factor = [&](index_t i) { return power(partial.state[at(i)].max - state.base()); };
   for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.sum += partial.state[at(i)].sum * factor(i);
   state.sum = reduce_row(Sum{}, state.sum);
-  index_t d = blockIdx.y * kSide + lane_id();
-  A sum = 0;
-  if (d < p.value_dim)
-    for (index_t i = warp_id(); i < pieces; i += warps())
-      if (partial.state[at(i)].sum != 0) sum += partial.out[at(i) * p.value_dim + d] * factor(i);
-  sums[threadIdx.x] = sum;
-  sync_block();
-  if (warp_id() == 0 && d < p.value_dim) {
-    for (int w = 1; w < warps(); ++w) sum += sums[w * 32 + lane_id()];
-    T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
-    store(to + d, state.sum == 0 ? A(0) : sum * state.inverse());
+  T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
+  for (index_t first = blockIdx.y * kSide; first < p.value_dim; first += gridDim.y * kSide) {
+    index_t d = first + lane_id();
+    A sum = 0;
+    if (d < p.value_dim)
+      for (index_t i = warp_id(); i < pieces; i += warps())
+        if (partial.state[at(i)].sum != 0) sum += partial.out[at(i) * p.value_dim + d] * factor(i);
+    sums[threadIdx.x] = sum;
+    sync_block();
+    if (warp_id() == 0 && d < p.value_dim) {
+      for (int w = 1; w < warps(); ++w) sum += sums[w * 32 + lane_id()];
+      store(to + d, state.sum == 0 ? A(0) : sum * state.inverse());
+    }
+    sync_block();
   }
   if (threadIdx.x == 0 && blockIdx.y == 0) state.keep(p, row);
 }
@@ -298,9 +301,9 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
     for_columns_of(p.value_dim, [&]<int kColumns>(unsigned blocks) {
       run(attention_decode_kernel<T, kColumns, 0>, blocks);
     });
-  auto columns = unsigned(p.value_dim ? ceil_div(p.value_dim, kSide) : 1);
-  index_t joining = min_of(ceil_div(pieces, 4), kJoinWarps);
-  Launch l{dim3(unsigned(pairs * p.group() * p.query_len), columns), dim3(32 * unsigned(joining))};
+  index_t rows = pairs * p.group() * p.query_len, joining = min_of(ceil_div(pieces, 4), kJoinWarps);
+  bool few = rows < 4 * multiprocessors() && p.value_dim;
+  Launch l{dim3(unsigned(rows), unsigned(few ? ceil_div(p.value_dim, kSide) : 1)), dim3(32 * unsigned(joining))};
   l.stream = stream;
   launch(l, attention_join_kernel<T>, p, score, pieces, partial);
 }
