@@ -82,7 +82,9 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
             out = seqkern.scaled_dot_product_attention(query, key, value)
-            few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value, causal="bottom_right", window=(99, 0))
+            few = seqkern.scaled_dot_product_attention(
+                query[:, :, :2], key, value, causal="bottom_right", window=(99, 0)
+            )
         yield out, few
     query, key, value = (rng.standard_normal((1, 1, n, 64), np.float32).astype(BFLOAT16.x) for n in (70, 640, 640))
     with monkeypatch.context() as patch:
@@ -186,8 +188,8 @@ DEFECTS = [
            "sums[threadIdx.x] = sum;", FLASH),
     Defect("warpgroups: copies ignore free", FEED, "if (mbarrier_test(&t.free, parity)) return;",
            "if (parity >= 0) return;", FLASH),
-    Defect("warpgroups: copies keep quiet while they wait", FEED, "    flush();\n    mbarrier_wait", "    mbarrier_wait",
-           FLASH),
+    Defect("warpgroups: copies keep quiet while they wait", FEED, "    flush();\n    mbarrier_wait",
+           "    mbarrier_wait", FLASH),
     Defect("warpgroups: told too early", FEED, "copy_wait<2>();", "copy_wait<3>();", FLASH),
     Defect("warpgroups: K released early", WGMMA, "      group_wait<1>(s);\n      end_scores();",
            "      end_scores();\n      group_wait<1>(s);", FLASH),
