@@ -403,8 +403,10 @@ SEQKERN_INLINE void copy_word(void* to, const void* from) {
 #if SEQKERN_HOSTCUDA
   hostcuda::check_aligned(to, kBytes, "copy_word");
   hostcuda::check_aligned(from, kBytes, "copy_word");
-#endif
+  __builtin_memcpy(to, from, kBytes);
+#else
   *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
+#endif
 }
 
 // Sixteen bytes of global memory that nobody writes and nobody else reads.
