@@ -98,6 +98,22 @@ def attention() -> Iterator[Row]:
         del out
 
 
+def decoding() -> Iterator[Row]:
+    for batch, kv_heads, length in ((1, 8, 8192), (1, 8, 32768), (32, 8, 8192), (1, 32, 8192), (32, 32, 8192)):
+        sizes = ((32, 1), (kv_heads, length), (kv_heads, length))
+        q, k, v = (torch.randn(batch, h, n, 128, device="cuda", dtype=torch.bfloat16) for h, n in sizes)
+        mine = [cupy.from_dlpack(x) for x in (q, k, v)]
+        gqa = kv_heads < 32
+
+        def theirs() -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)  # noqa: B023
+
+        time = timed(lambda: seqkern.scaled_dot_product_attention(*mine, enable_gqa=gqa))  # noqa: B023
+        name = f"decoding bf16 D=128 B={batch} 32 heads over {kv_heads} S={length}"
+        peers = {which: peer(forced(backend, theirs)) for which, backend in BACKENDS.items()}
+        yield Row(name, time, f"{4 * k.numel() / time / 1e9:.2f} TB/s", peers)
+
+
 def biased() -> Iterator[Row]:
     """Attention with an additive bias of every head, shared by the batch, whose gradient is wanted."""
     batch, heads, length, width = 2, 16, 2048, 64
@@ -223,7 +239,7 @@ def main(folder: Path) -> None:
     stream = Stream()
     rows: list[Row] = []
     with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
-        for family in (overhead, passes, attention, biased, recurrent):
+        for family in (overhead, passes, attention, biased, decoding, recurrent):
             for row in family():
                 rows.append(row)
                 print(row, flush=True)

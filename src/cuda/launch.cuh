@@ -1,8 +1,11 @@
 // Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
 #pragma once
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cuda/device.cuh"
 
@@ -68,30 +71,56 @@ inline void check(cudaError_t error) {
   throw DeviceError("CUDA: " + meaning(error));
 }
 
-inline Limits limits(const void* kernel) {
-  int device, shared;
+// What ask(device, kernel, details...) says on the current device. It is asked once: asking takes the driver as long as
+// a small kernel runs.
+template <class Answer, class... Details>
+Answer once(Answer (*ask)(int, const void*, Details...), const void* kernel, Details... details) {
+  using Question = std::tuple<decltype(ask), int, const void*, Details...>;
+  static std::mutex mutex;
+  static std::map<Question, Answer> known;
+  Question question{ask, 0, kernel, details...};
+  check(cudaGetDevice(&std::get<1>(question)));
+  std::lock_guard lock(mutex);
+  auto at = known.find(question);
+  if (at == known.end()) at = known.emplace(question, ask(std::get<1>(question), kernel, details...)).first;
+  return at->second;
+}
+
+inline Limits ask_limits(int device, const void* kernel) {
+  int shared;
   cudaFuncAttributes code;
-  check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
   return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.numRegs > 32};
 }
+inline Limits limits(const void* kernel) { return once(ask_limits, kernel); }
 
-inline int multiprocessors() {
-  int device, count;
-  check(cudaGetDevice(&device));
+inline int ask_multiprocessors(int device, const void*) {
+  int count;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
 }
+inline int multiprocessors() { return once(ask_multiprocessors, nullptr); }
 
-// How many clusters of this size, of blocks so large, the device runs at once; 0: none.
-inline int active_clusters(const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+// Lets a kernel have all the shared memory there is, and clusters of more than the portable size.
+inline bool ask_for_all(int, const void* kernel) {
+  Limits most = limits(kernel);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most.max_shared));
+  if (most.max_cluster > 1) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  return true;
+}
+
+inline cudaLaunchAttribute cluster_attribute(int cluster) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = unsigned(cluster);
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+inline int ask_active_clusters(int, const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  once(ask_for_all, kernel);
+  auto attribute = cluster_attribute(cluster);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(cluster)), config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared_bytes, config.attrs = &attribute, config.numAttrs = 1;
@@ -100,17 +129,16 @@ inline int active_clusters(const void* kernel, int cluster, int threads, std::si
   cudaGetLastError();
   return 0;
 }
+// How many clusters of this size, of blocks so large, the device runs at once; 0: none.
+inline int active_clusters(const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  return once(ask_active_clusters, kernel, cluster, threads, shared_bytes);
+}
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
-  if (l.shared_bytes > 16 * 1024)  // more than 48 KB, the static ones counted in, has to be asked for
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
-  if (l.cluster > kPortableCluster)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(l.cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  // More shared memory than 48 KB, the static counted in, has to be asked for.
+  if (l.shared_bytes > 16 * 1024 || l.cluster > 1) once(ask_for_all, reinterpret_cast<const void*>(kernel));
+  auto attribute = cluster_attribute(l.cluster);
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;
   config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;

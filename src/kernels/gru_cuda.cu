@@ -91,17 +91,27 @@ template <class T>
 struct GruBackwardCell : GruBackwardBase<T> {
   using A = acc_t<T>;
   static constexpr int kSums = 4, kLate = 0;
+  static constexpr bool kCarries = false;
+  struct Saved {
+    A r, z, n, q, h_prev;
+  };
 
-  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+  SEQKERN_INLINE Saved read(Site at) const {
     const RecurrentBackward& p = this->p;
-    A r = this->gate(at, 0);
-    auto g = gru_blend_backward(dh, this->gate(at, 1), this->gate(at, 2), this->h_prev(at));
     A q = static_cast<const A*>(p.hidden_n)[(at.t * p.batch + at.n) * p.hidden_size + at.u];
-    d[0] = logistic_backward(g.n * q, r);
+    return {this->gate(at, 0), this->gate(at, 1), this->gate(at, 2), q, this->h_prev(at)};
+  }
+  SEQKERN_INLINE A operator()(const Saved& s, A dh, A&, A (&d)[4]) const {
+    auto g = gru_blend_backward(dh, s.z, s.n, s.h_prev);
+    d[0] = logistic_backward(g.n * s.q, s.r);
     d[1] = g.z;
     d[2] = g.n;
-    d[3] = g.n * r;
+    d[3] = g.n * s.r;
     return g.h_prev;
+  }
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+    A none = 0;
+    return (*this)(read(at), dh, none, d);
   }
 };
 

@@ -7,9 +7,12 @@
 // A Cell gives
 //   kGates, kSums, kLate       as on the CPU: gates, gate gradients kept per unit, and whether the last gate
 //                              multiplies r h instead of h
-//   operator()(site, dh, d)    gradients d[kSums] of the sums; returns the direct part of dh_{t-1}
+//   read(site)                 what the forward pass saved
+//   operator()(saved, dh, dc, d)   gradients d[kSums] of the sums; returns the direct part of dh_{t-1}. With kCarries
+//                              dc, the gradient of a state of its own, runs along; operator()(site, dh, d) keeps it
 //   start, finish, output, reset
 #pragma once
+#include "layer_backward_mma.cuh"
 #include "layer_forward.cuh"
 
 namespace seqkern::cuda {
@@ -182,6 +185,13 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
 
 // ---- operands of the weight gradients: k counts the rows (t, n) of the whole sequence ----
 
+// t and n of row k; divisions of 64 bits are slow.
+SEQKERN_INLINE Site row_site(index_t k, index_t batch, index_t u) {
+  if (((k | batch) >> 31) != 0) return {k / batch, k % batch, u};
+  auto small = std::uint32_t(k), n = std::uint32_t(batch);
+  return {small / n, small % n, u};
+}
+
 // x, with zeros past every row's length: its gradient there is 0, but 0 times a NaN in the padding is not.
 template <class T>
 struct LiveInput {
@@ -190,7 +200,11 @@ struct LiveInput {
   RecurrentInputs p;
   const T* data = static_cast<const T*>(p.x);
   SEQKERN_INLINE const T* line(index_t k, int) const {
-    return active(p.lengths, k % p.batch, k / p.batch) ? data + k * p.input_size : nullptr;
+    if (p.lengths) {
+      Site at = row_site(k, p.batch, 0);
+      if (at.t >= p.lengths[at.n]) return nullptr;
+    }
+    return data + k * p.input_size;
   }
   SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const { return load_or_zero(line(k, 0), i); }
   bool aligned() const { return (std::uintptr_t(data) | std::uintptr_t(2 * p.input_size)) % 16 == 0; }
@@ -204,10 +218,12 @@ struct StateBefore {
   bool reset;
   const T* data = static_cast<const T*>(p.y);
   SEQKERN_INLINE const T* line(index_t k, int) const {
-    index_t t = k / p.batch, n = k % p.batch, S = p.state_size();
-    if (!active(p.lengths, n, t)) return nullptr;
-    if (!first_step(p, n, t)) return data + ((p.reverse ? t + 1 : t - 1) * p.batch + n) * S;
-    return p.h0 ? static_cast<const T*>(p.h0) + n * S : nullptr;
+    index_t S = p.state_size(), before = p.reverse ? k + p.batch : k - p.batch;
+    if (!p.lengths && before >= 0 && before < p.seq_len * p.batch) return data + before * S;
+    Site at = row_site(k, p.batch, 0);
+    if (!active(p.lengths, at.n, at.t)) return nullptr;
+    if (!first_step(p, at.n, at.t)) return data + before * S;
+    return p.h0 ? static_cast<const T*>(p.h0) + at.n * S : nullptr;
   }
   SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const {
     auto h = load_or_zero(line(k, 0), i);
@@ -294,20 +310,28 @@ std::size_t layer_backward(const RecurrentBackward& p, void* workspace, void* st
   W* before = pieces.take<W>(Walk::has_before(p) ? H * Walk::late_width(p) : 0);
   Cell cell = make(pieces);
   a.exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
+  constexpr bool kSteps = kHasMma<T> && !Cell::kLate;
+  Factor* packed = nullptr;
+  if constexpr (kSteps)
+    if (!p.proj_size) packed = pieces.take<Factor>(back_factors<Cell>(H));
   if (record) *record = a.dgates;
   if (!workspace) return pieces.used;
 
-  auto weight_hh = static_cast<const W*>(p.weight_hh);
-  a.hidden = hidden, a.before = before;
-  transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
-  if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
-  if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
-  auto kernel = layer_backward_kernel<T, W, Cell>;
-  a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
-                     [&](int cluster) { return Walk::weight_bytes(p, cluster); });
-  Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
-           a.plan.cluster, stream};
-  if (clusters) launch(l, kernel, a, cell);
+  bool walked = !clusters;
+  if constexpr (kSteps) walked = walked || (packed && back_steps<T>(p, a.dgates, packed, cell, stream));
+  if (!walked) {
+    auto weight_hh = static_cast<const W*>(p.weight_hh);
+    a.hidden = hidden, a.before = before;
+    transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
+    if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
+    if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
+    auto kernel = layer_backward_kernel<T, W, Cell>;
+    a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
+                       [&](int cluster) { return Walk::weight_bytes(p, cluster); });
+    Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
+             a.plan.cluster, stream};
+    launch(l, kernel, a, cell);
+  }
   weight_gradients<T, W, Cell>(a, stream);
   return pieces.used;
 }

@@ -68,8 +68,8 @@ struct StepWalk {
   struct Rows {  // W_hh, by rows of quads
     const W* data;
     index_t H;
-    SEQKERN_INLINE W operator()(index_t row, index_t k) const {
-      index_t unit = row / kSlots, gate = row % kSlots;
+    SEQKERN_INLINE W operator()(index_t tile, int r, index_t k) const {
+      index_t row = tile * 16 + quad_row(r), unit = row / kSlots, gate = row % kSlots;
       return gate < G && unit < H && k < H ? data[(gate * H + unit) * H + k] : W{};
     }
   };

@@ -42,7 +42,7 @@ SEQKERN_INLINE void to_quad(const float (&d)[4], float (&quad)[4]) {
 
 constexpr index_t depth_groups(index_t depth) { return ceil_div(depth, 16 * kGroup); }
 
-// to [tiles, groups, kGroup, 32 lanes]: weight(row, k) is 0 outside the matrix.
+// to [tiles, groups, kGroup, 32 lanes]: weight(tile, row of it, k) is 0 outside the matrix.
 template <class Weight>
 __global__ void pack_kernel(index_t tiles, index_t groups, Weight weight, Factor* to) {
   index_t steps = groups * kGroup, step = index_t(gridDim.x) * blockDim.x;
@@ -52,8 +52,9 @@ __global__ void pack_kernel(index_t tiles, index_t groups, Weight weight, Factor
     Factor f;
     SEQKERN_UNROLL
     for (int i = 0; i < 4; ++i) {  // rows g and g + 8, then both two columns further
-      index_t row = tile * 16 + quad_row(lane / 4 + i % 2 * 8), column = k + i / 2 * 2;
-      f.words[i] = weight(row, column).bits | std::uint32_t(weight(row, column + 1).bits) << 16;
+      int row = lane / 4 + i % 2 * 8;
+      index_t column = k + i / 2 * 2;
+      f.words[i] = weight(tile, row, column).bits | std::uint32_t(weight(tile, row, column + 1).bits) << 16;
     }
     to[e] = f;
   }

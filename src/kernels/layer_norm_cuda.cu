@@ -1,4 +1,4 @@
-// Layer norm and RMS norm on the GPU: several passes over a row that is then in L1.
+// Layer norm and RMS norm on the GPU: several passes over a row that is in registers, or in L1, by then.
 //
 // As on the CPU, the mean of the first pass is a rounded one; the second finds what it lacks, c = mean(s - mean), so
 // that the row is (s - mean - c) rstd without cancellation. Backward finds c again and hands it to the gradients of
@@ -15,16 +15,18 @@ namespace {
 template <bool kCentred, class T, int kWidth>
 __global__ void norm_forward_kernel(NormForward p) {
   using A = acc_t<T>;
+  constexpr bool kCorrected = kCentred && sizeof(T) > 2;  // what the mean lacks is far below 16 bits
   Given<A> weight{static_cast<const A*>(p.weight), 1}, bias{static_cast<const A*>(p.bias), 0};
   for_rows(p.rows, [&](index_t r) {
     index_t C = p.columns;
-    auto s = static_cast<const T*>(p.x) + r * C;
+    auto row = static_cast<const T*>(p.x) + r * C;
     if (p.residual) {  // every thread reads back only what it wrote
       auto summed = static_cast<T*>(p.summed) + r * C;
       map_columns<kWidth>(
-          C, summed, [](index_t, A x, A y) { return x + y; }, s, static_cast<const T*>(p.residual) + r * C);
-      s = summed;
+          C, summed, [](index_t, A x, A y) { return x + y; }, row, static_cast<const T*>(p.residual) + r * C);
+      row = summed;
     }
+    KeptRow<T, kWidth> s(row, C);
     A mean = 0, shift = 0, squares = 0;
     if (kCentred) {
       for_columns<kWidth>(C, [&](index_t, A v) { mean += v; }, s);
@@ -34,11 +36,11 @@ __global__ void norm_forward_kernel(NormForward p) {
         C,
         [&](index_t, A v) {
           A d = v - mean;
-          if (kCentred) shift += d;
+          if (kCorrected) shift += d;
           squares += d * d;
         },
         s);
-    if (kCentred) shift = reduce_row(Sum{}, shift) / A(C);
+    if (kCorrected) shift = reduce_row(Sum{}, shift) / A(C);
     A variance = reduce_row(Sum{}, squares) / A(C) - shift * shift;
     A rstd = 1 / sqrt(variance + A(p.eps));
     if (threadIdx.x == 0) {
@@ -48,7 +50,7 @@ __global__ void norm_forward_kernel(NormForward p) {
     map_columns<kWidth>(
         C, static_cast<T*>(p.y) + r * C,
         [&](index_t, A v, A w, A b) {
-          A h = ((v - mean) - shift) * rstd * w;
+          A h = ((v - mean) - shift) * (rstd * w);
           return kCentred ? h + b : h;
         },
         s, weight, bias);
@@ -61,7 +63,7 @@ __global__ void norm_backward_kernel(NormBackward p, acc_t<T>* shifts) {
   Given<A> weight{static_cast<const A*>(p.weight), 1};
   for_rows(p.rows, [&](index_t r) {
     index_t C = p.columns;
-    auto s = static_cast<const T*>(p.summed) + r * C, dy = static_cast<const T*>(p.dy) + r * C;
+    KeptRow<T, kWidth> s(static_cast<const T*>(p.summed) + r * C, C), dy(static_cast<const T*>(p.dy) + r * C, C);
     Given<T> dsummed{p.dsummed ? static_cast<const T*>(p.dsummed) + r * C : nullptr, 0};
     A mean = kCentred ? static_cast<const A*>(p.mean)[r] : A(0), rstd = static_cast<const A*>(p.rstd)[r];
     A shift = 0, mean_g = 0, along = 0;

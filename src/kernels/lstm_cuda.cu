@@ -50,6 +50,12 @@ template <class T>
 struct LstmBackwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 4, kSums = 4, kLate = 0;
+  static constexpr bool kCarries = true;
+  struct Saved {
+    LstmGates<A> gates;
+    A c, c_prev;
+    LstmPeephole<A> peephole;
+  };
   RecurrentBackward p;
   A* dcell;  // [N, H], running
 
@@ -69,19 +75,22 @@ struct LstmBackwardCell {
   // h before the projection
   SEQKERN_INLINE A output(Site at) const { return gate(at, 3) * tanh(static_cast<const A*>(p.cells)[offset(at)]); }
 
-  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
-    LstmGates<A> s{gate(at, 0), gate(at, 1), gate(at, 2), gate(at, 3)};
-    A c = static_cast<const A*>(p.cells)[offset(at)], c_prev = state_before<A>(p, p.c0, p.cells, p.hidden_size, at);
-    A& dc = dcell[at.n * p.hidden_size + at.u];
-    LstmGates<A> g;
-    if (p.peephole) {
-      auto peephole = load_peephole<A>(p.peephole, p.hidden_size, at.u);
-      g = lstm_cell_backward(dh, dc, s, c, c_prev, &peephole);
-    } else {
-      g = lstm_cell_backward<A>(dh, dc, s, c, c_prev, nullptr);
-    }
+  SEQKERN_INLINE Saved read(Site at) const {
+    Saved s{{gate(at, 0), gate(at, 1), gate(at, 2), gate(at, 3)},
+            static_cast<const A*>(p.cells)[offset(at)],
+            state_before<A>(p, p.c0, p.cells, p.hidden_size, at),
+            {}};
+    if (p.peephole) s.peephole = load_peephole<A>(p.peephole, p.hidden_size, at.u);
+    return s;
+  }
+  SEQKERN_INLINE A operator()(const Saved& s, A dh, A& dc, A (&d)[4]) const {
+    auto g = p.peephole ? lstm_cell_backward(dh, dc, s.gates, s.c, s.c_prev, &s.peephole)
+                        : lstm_cell_backward<A>(dh, dc, s.gates, s.c, s.c_prev, nullptr);
     d[0] = g.i, d[1] = g.f, d[2] = g.g, d[3] = g.o;
     return A(0);
+  }
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+    return (*this)(read(at), dh, dcell[at.n * p.hidden_size + at.u], d);
   }
 };
 

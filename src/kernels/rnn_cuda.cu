@@ -25,15 +25,25 @@ template <class T>
 struct RnnBackwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 1, kSums = 1, kLate = 0;
+  static constexpr bool kCarries = false;
+  struct Saved {
+    A y;
+  };
   RecurrentBackward p;
 
   SEQKERN_INLINE void start(Site) const {}
   SEQKERN_INLINE void finish(Site) const {}
   SEQKERN_INLINE A output(Site) const { return A(0); }
-  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[1]) const {
-    auto y = static_cast<const T*>(p.y) + (at.t * p.batch + at.n) * p.hidden_size + at.u;
-    d[0] = rnn_cell_backward(dh, load(y), p.relu);
+  SEQKERN_INLINE Saved read(Site at) const {
+    return {load(static_cast<const T*>(p.y) + (at.t * p.batch + at.n) * p.hidden_size + at.u)};
+  }
+  SEQKERN_INLINE A operator()(const Saved& s, A dh, A&, A (&d)[1]) const {
+    d[0] = rnn_cell_backward(dh, s.y, p.relu);
     return A(0);
+  }
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[1]) const {
+    A none = 0;
+    return (*this)(read(at), dh, none, d);
   }
 };
 
