@@ -163,6 +163,52 @@ def test_a_model_trains_after_to_cuda(cupy: Any, make: Any) -> None:
     np.testing.assert_allclose(got, want, rtol=2e-4)
 
 
+def lstm_and_attention(x: Any, weights: list[Any]) -> Any:
+    y, _, saved = seqkern.lstm_forward(x, *weights)
+    q = y.reshape(1, 2, -1, 16)
+    out, kept = seqkern.scaled_dot_product_attention_forward(q, q, q, is_causal=True)
+    dq = seqkern.scaled_dot_product_attention_backward(out, kept).dquery
+    return seqkern.lstm_backward(dq.reshape(y.shape), None, saved).dx
+
+
+def lstm_inputs() -> list[np.ndarray]:
+    rng = np.random.default_rng(4)
+    return [rng.standard_normal(s).astype(np.float32) for s in ((10, 4, 16), (64, 16), (64, 16))]
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_what_was_captured() -> None:
+    """Nothing waits for the device or leaves the current stream."""
+    cupy = pytest.importorskip("cupy")
+    x, *weights = lstm_inputs()
+    given, *on = on_device(cupy, x, *weights)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        lstm_and_attention(given, on)  # its memory is in the pool now
+        stream.begin_capture()
+        dx = lstm_and_attention(given, on)
+        graph = stream.end_capture()
+        given *= 0.5
+        graph.launch(stream)
+        stream.synchronize()
+    close(dx, lstm_and_attention(x * np.float32(0.5), weights), 4.0)
+
+
+@pytest.mark.gpu
+def test_out_of_memory_is_an_exception_and_no_more() -> None:
+    cupy = pytest.importorskip("cupy")
+    x, *weights = lstm_inputs()
+    given, *on = on_device(cupy, x, *weights)
+    pool = cupy.get_default_memory_pool()
+    long = cupy.zeros((10_000, 4, 16), np.float32)
+    pool.set_limit(size=pool.total_bytes() + 4096)
+    try:
+        with pytest.raises(MemoryError):
+            seqkern.lstm_forward(long, *on)
+    finally:
+        pool.set_limit(size=0)
+    close(lstm_and_attention(given, on), lstm_and_attention(x, weights), 4.0)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("seqkern._cuda") is None, reason="_cuda is not built")
 def test_without_a_device_one_clear_error() -> None:
     """`_cuda` imports where there is no GPU, and says so when it is asked to do something."""

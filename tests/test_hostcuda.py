@@ -105,8 +105,16 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         query, key, value = (x[offset:].reshape(1, 2, 150, 72) for x in flat)
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
-            out = seqkern.scaled_dot_product_attention(query, key, value)
-        yield (out,)
+            out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
+            gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
+            few = query[:, :, :2], key, value
+            few = seqkern.scaled_dot_product_attention(*few, causal="bottom_right", window=(99, 0))
+        yield out, few, *gradients
+    query, key, value = (rng.standard_normal((1, 1, n, 64), np.float32).astype(BFLOAT16.x) for n in (70, 640, 640))
+    with monkeypatch.context() as patch:
+        build.stand_below_ops(module, patch.setattr)
+        out = seqkern.scaled_dot_product_attention(query, key, value)
+    yield (out,)
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +166,10 @@ FORWARD = "src/kernels/layer_forward.cuh"
 GRU, GEMM_MMA = "src/kernels/gru_cuda.cu", "src/cuda/gemm_mma.cuh"
 STEPS, BACK_STEPS = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward"))
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, MMA = (f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh"))
+TILE, FLASH, MMA, DECODE, WGMMA = (
+    f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "wgmma.cuh")
+)
+BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -194,7 +205,16 @@ DEFECTS = [
            "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      for", FLASH),
     Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
     Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
-           "src/kernels/attention_backward_cuda.cu"),
+           BACKWARD),
+    Defect("gradients: stage overwritten before it is read", GRADIENT, "fetch(head, i, stage ^ 1)",
+           "fetch(head, i, stage)", BACKWARD),
+    Defect("gradients: barrier missing before use", GRADIENT, "copy_wait<0>();\n    sync_block();\n    if (kFull)",
+           "copy_wait<0>();\n    if (kFull)", BACKWARD),
+    Defect("gradients: copy wait too lax", GRADIENT, "copy_wait<0>();\n    sync_block();\n    int at",
+           "copy_wait<1>();\n    sync_block();\n    int at", BACKWARD),
+    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>", "load_matrices", BACKWARD),
+    Defect("gradients: dynamic shared overrun", GRADIENT, "4 * Walked<T, kWidth>::kSize) *",
+           "3 * Walked<T, kWidth>::kSize) *", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",
            "{b[3], b[2]});\n      }\n    }\n  }\n\n  // Products", FLASH),
     Defect("wrong fragment row", MMA, "lane % 8 + lane / 16 * 8", "lane % 16", FLASH),
@@ -205,8 +225,31 @@ DEFECTS = [
     Defect("tensor cores: dynamic shared overrun", MMA, "3 * 64 * kWidth", "3 * 63 * kWidth", FLASH),
     Defect("tensor cores: misaligned vector access", MMA, "uintptr_t(data) % 16", "uintptr_t(data) % 2", FLASH),
     Defect("attention: static shared overrun", FLASH, "(A, right, kSide * k", "(A, right, (kSide - 1) * k", FLASH),
-    Defect("attention: divergent full-mask shuffle", FLASH, "if (piece >= pieces) return;",
-           "if (piece >= pieces || lane_id() == 31) return;", FLASH),
+    Defect("attention: divergent full-mask shuffle", DECODE, "if (i >= pieces) return;",
+           "if (i >= pieces || lane_id() == 31) return;", FLASH),
+    Defect("decode: keys of the next piece", DECODE, "left >= kKeys && row.low", "row.low", FLASH),
+    Defect("decode: factors of other rows", DECODE, "shuffle(factor, 8 * t + 4)", "factor", FLASH),
+    Defect("decode: columns in another order", DECODE, "out[4 * i + w][m + 2], out[4 * i + w + 1][m],",
+           "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
+    Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
+           "sums[threadIdx.x] = sum;", FLASH),
+    Defect("warpgroups: copies ignore free", WGMMA, "if (mbarrier_test(&t.free, parity)) return;",
+           "if (parity >= 0) return;", FLASH),
+    Defect("warpgroups: copies keep quiet while they wait", WGMMA,
+           "    flush();\n    mbarrier_wait", "    mbarrier_wait", FLASH),
+    Defect("warpgroups: told too early", WGMMA, "copy_wait<2>();", "copy_wait<3>();", FLASH),
+    Defect("warpgroups: K released early", WGMMA, "      group_wait<1>(s);\n      end_scores();",
+           "      end_scores();\n      group_wait<1>(s);", FLASH),
+    Defect("warpgroups: V released early", WGMMA, "    group_wait<0>(out);\n    release(bars.v[values++ % kStages]);",
+           "    release(bars.v[values++ % kStages]);\n    group_wait<0>(out);", FLASH),
+    Defect("warpgroups: Q released early", WGMMA, "    queries++;\n    begin_scores();",
+           "    queries++;\n    release(bars.q);\n    begin_scores();", FLASH),
+    Defect("warpgroups: scores read too early", WGMMA, "group_wait<1>(s)", "group_wait<2>(s)", FLASH),
+    Defect("warpgroups: barrier count off by one", WGMMA, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
+    Defect("warpgroups: nobody begins", WGMMA, "if (group == 1 && begin + 1 < end) your_turn();", "", FLASH),
+    Defect("warpgroups: wrong columns", WGMMA, "k % 4 * 32", "k % 4 * 16", FLASH),
+    Defect("warpgroups: wrong panel", WGMMA, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
+    Defect("warpgroups: pieces not swapped", WGMMA, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
 
@@ -236,7 +279,7 @@ RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
     EMBEDDING: embedding_results,
     SOFTMAX: softmax_results,
     FLASH: attention_results,
-    "src/kernels/attention_backward_cuda.cu": attention_results,
+    BACKWARD: attention_results,
 }
 
 
@@ -244,7 +287,7 @@ def plant(folder: Path, defect: Defect, sanitize: str = "") -> Path:
     """The module with the defect, for the types that are run: the others would only take longer to compile."""
     build.patched(folder, {defect.file: (defect.old, defect.new)})
     types = folder / "src/cuda/types.cuh"
-    unused = "f64|f16" if defect.kernel in (FLASH, GRU) else r"\w+"  # tensor cores are for bfloat16
+    unused = "f64|f16" if defect.kernel in (FLASH, BACKWARD, GRU) else r"\w+"  # tensor cores are for bfloat16
     types.write_text(re.sub(rf"if \((\w+) == DType::({unused})\) return .*;", r"(void)\1;", types.read_text()))
     return build.build(folder, sanitize, replaced=[defect.kernel])
 

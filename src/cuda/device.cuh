@@ -21,10 +21,19 @@
 // The cells of src/kernels/*_cell.h are compiled into this namespace, over V = float or double.
 #define SEQKERN_ISA cuda
 #define SEQKERN_INLINE __device__ __forceinline__
+// Whether the code being compiled may use what compute capability 9.0a alone has.
+#if SEQKERN_HOSTCUDA || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SEQKERN_HOPPER 1
+#else
+#define SEQKERN_HOPPER 0
+#endif
 #if SEQKERN_HOSTCUDA
 #define SEQKERN_UNROLL
+#define SEQKERN_UNROLL_BY(n)
 #else
+#define SEQKERN_PRAGMA(text) _Pragma(#text)
 #define SEQKERN_UNROLL _Pragma("unroll")
+#define SEQKERN_UNROLL_BY(n) SEQKERN_PRAGMA(unroll n)
 #endif
 
 // `name`: the block's dynamic shared memory, 1024-byte aligned.
@@ -105,28 +114,53 @@ SEQKERN_INLINE float log(float x) { return ::logf(x); }
 SEQKERN_INLINE double log(double x) { return ::log(x); }
 SEQKERN_INLINE float tanh(float x) { return ::tanhf(x); }
 SEQKERN_INLINE double tanh(double x) { return ::tanh(x); }
-SEQKERN_INLINE double divide(double a, double b) { return a / b; }
-SEQKERN_INLINE float divide(float a, float b) {  // within 2 ulp, |b| in 2^-126 .. 2^126
+SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
+SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
+SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
+// Of a normal number whose reciprocal is one, to an ulp, in one instruction.
+SEQKERN_INLINE float reciprocal(float x) {
 #if SEQKERN_HOSTCUDA
-  return a / b;
+  return 1 / x;
 #else
-  return __fdividef(a, b);
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
 #endif
 }
+SEQKERN_INLINE double reciprocal(double x) { return 1 / x; }
+SEQKERN_INLINE float exp2_flushed(float x) {  // to 2 ulp; what is below the normal numbers comes out as 0
+#if SEQKERN_HOSTCUDA
+  float y = ::exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
+SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
 template <class V>
 SEQKERN_INLINE V sigmoid(V x) {
   V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
-  return divide(x < 0 ? e : V(1), 1 + e);
+  return (x < 0 ? e : V(1)) * reciprocal(1 + e);
 }
 template <class V>
 SEQKERN_INLINE V gate(V x) {
   return sigmoid(x);
 }
-SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
-SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
-SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
-SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
-SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
+// The larger; NaN wins.
+template <class V>
+SEQKERN_INLINE V max_or_nan(V a, V b) {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<V, float>) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+  }
+#endif
+  return a > b || a != a ? a : b;
+}
+SEQKERN_INLINE float larger(float x, float y) { return ::fmaxf(x, y); }  // that which is a number
 template <class V>
 SEQKERN_INLINE V infinity() {
   return V(__builtin_huge_val());
@@ -150,6 +184,21 @@ SEQKERN_INLINE void sync_warp() {
   hostcuda::collective(kAllLanes, "__syncwarp", nullptr, nullptr, nullptr);
 #else
   __syncwarp();
+#endif
+}
+// A meeting of `threads` threads of the block, whole warps, at barrier `id` (1 to 15): who arrives does not wait.
+SEQKERN_INLINE void sync_at(int id, int threads) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::barrier(id, threads, true, "bar.sync");
+#else
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
+}
+SEQKERN_INLINE void arrive_at(int id, int threads) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::barrier(id, threads, false, "bar.arrive");
+#else
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 #endif
 }
 #if SEQKERN_HOSTCUDA
@@ -277,6 +326,31 @@ SEQKERN_INLINE void mbarrier_expect(std::uint64_t* bar, int bytes) {  // arrives
                : "memory");
 #endif
 }
+SEQKERN_INLINE void mbarrier_arrive(std::uint64_t* bar) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::mbarrier_arrive(bar, 0);
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+#endif
+}
+// Whether the phase of this parity has ended.
+SEQKERN_INLINE bool mbarrier_test(std::uint64_t* bar, int parity) {
+#if SEQKERN_HOSTCUDA
+  return hostcuda::mbarrier_done(bar, parity);
+#elif __CUDA_ARCH__ >= 900
+  int done;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\t"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+      "selp.b32 %0, 1, 0, p;\n\t}"
+      : "=r"(done)
+      : "r"(shared_address(bar)), "r"(parity)
+      : "memory");
+  return done;
+#else
+  return true;
+#endif
+}
 // Until the phase of this parity has ended; the first phase is 0. What came with it to shared memory may be read.
 SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
 #if SEQKERN_HOSTCUDA
@@ -331,6 +405,18 @@ SEQKERN_INLINE void copy_word(void* to, const void* from) {
   hostcuda::check_aligned(from, kBytes, "copy_word");
 #endif
   *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
+}
+
+// Sixteen bytes of global memory that nobody writes and nobody else reads.
+SEQKERN_INLINE void load_once(std::uint32_t (&to)[4], const void* from) {
+#if SEQKERN_HOSTCUDA
+  hostcuda::check_aligned(from, 16, "load_once");
+  __builtin_memcpy(to, from, 16);
+#else
+  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from));
+#endif
 }
 
 // ---- asynchronous copies, global to shared: `kBytes` 16, 8 or 4; not `valid`: zeros, and nothing is read ----
@@ -469,6 +555,140 @@ SEQKERN_INLINE void multiply(float (&d)[4], const std::uint32_t (&a)[4], const s
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// ---- products of a warpgroup (compute capability 9.0a): D [64, N] += A [64, 16] B [16, N], in the background ----
+//
+// Of D, and of A where it comes from registers, warp w % 4 holds rows 16 w .. 16 w + 15 as in a warp's product, tile
+// after tile of eight columns. Otherwise an operand lies in shared memory in panels of rows of 128 bytes, the piece of
+// 16 bytes c of row r at c ^ (r % 8), each panel at a multiple of 1024 bytes. Rows are those of A, the columns of B; or
+// where B is transposed its own rows.
+
+SEQKERN_INLINE std::uint32_t operand_address(const void* p) {
+#if SEQKERN_HOSTCUDA
+  return std::uint32_t(static_cast<const unsigned char*>(p) -
+                       static_cast<const unsigned char*>(hostcuda::dynamic_shared()));
+#else
+  return shared_address(p);
+#endif
+}
+// The descriptor of an operand from p on, its next panel that many bytes away.
+SEQKERN_INLINE std::uint64_t operand(const void* p, int panel_bytes = 16) {
+  constexpr std::uint64_t kSwizzle128 = 1, kEightRows = 1024;
+  return std::uint64_t(operand_address(p) >> 4 & 0x3fff) | std::uint64_t(panel_bytes >> 4) << 16 |
+         kEightRows >> 4 << 32 | kSwizzle128 << 62;
+}
+
+#if SEQKERN_HOSTCUDA
+template <class T>
+float value_on_host(std::uint16_t bits) {
+  T v{bits};
+  return load(&v);
+}
+#elif SEQKERN_HOPPER
+#define SEQKERN_LIST_32 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define SEQKERN_LIST_64 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define SEQKERN_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SEQKERN_16(i) SEQKERN_4(i), SEQKERN_4(i + 4), SEQKERN_4(i + 8), SEQKERN_4(i + 12)
+#define SEQKERN_32 SEQKERN_16(0), SEQKERN_16(16)
+#define SEQKERN_64 SEQKERN_32, SEQKERN_16(32), SEQKERN_16(48)
+#define SEQKERN_WGMMA(n, type) "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " "
+#endif
+
+// D = or += A B, both from shared memory, B not transposed.
+template <class T, int kColumns>
+SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool accumulate) {
+  static_assert(kColumns == 64 || kColumns == 128);
+#if SEQKERN_HOSTCUDA
+  hostcuda::wgmma({kColumns, false, accumulate, a, b, nullptr, d, value_on_host<T>});
+#elif SEQKERN_HOPPER
+#define SEQKERN_PRODUCT(n, list, registers, at_a, at_b, at_p, type)                                                \
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, " at_p ", 0;\n\t" SEQKERN_WGMMA(n, type) list ", " at_a ", " at_b \
+               ", p, 1, 1, 0, 0;\n\t}"                                                                              \
+               : registers                                                                                         \
+               : "l"(a), "l"(b), "r"(int(accumulate)))
+  if constexpr (kColumns == 64 && std::is_same_v<T, bf16>)
+    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32", "%33", "%34", "bf16");
+  else if constexpr (kColumns == 64)
+    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32", "%33", "%34", "f16");
+  else if constexpr (std::is_same_v<T, bf16>)
+    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64", "%65", "%66", "bf16");
+  else
+    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64", "%65", "%66", "f16");
+#undef SEQKERN_PRODUCT
+#endif
+}
+// D += A B, A from registers, B transposed.
+template <class T, int kColumns>
+SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], const std::uint32_t (&a)[4], std::uint64_t b) {
+  static_assert(kColumns == 64 || kColumns == 128);
+#if SEQKERN_HOSTCUDA
+  hostcuda::wgmma({kColumns, true, true, 0, b, a, d, value_on_host<T>});
+#elif SEQKERN_HOPPER
+#define SEQKERN_PRODUCT(n, list, registers, left, at_b, type)                                   \
+  asm volatile(SEQKERN_WGMMA(n, type) list ", {" left "}, " at_b ", 1, 1, 1, 1;"                \
+               : registers                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+  if constexpr (kColumns == 64 && std::is_same_v<T, bf16>)
+    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32, %33, %34, %35", "%36", "bf16");
+  else if constexpr (kColumns == 64)
+    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32, %33, %34, %35", "%36", "f16");
+  else if constexpr (std::is_same_v<T, bf16>)
+    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64, %65, %66, %67", "%68", "bf16");
+  else
+    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64, %65, %66, %67", "%68", "f16");
+#undef SEQKERN_PRODUCT
+#endif
+}
+// Before the first product, and whenever a register of one has been touched since the last.
+SEQKERN_INLINE void group_fence() {
+#if !SEQKERN_HOSTCUDA && SEQKERN_HOPPER
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+SEQKERN_INLINE void group_commit() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::wgmma_commit();
+#elif SEQKERN_HOPPER
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// Until at most kPending of the products committed last are under way; `d` is the result of one that has ended.
+template <int kPending, int kCount>
+SEQKERN_INLINE void group_wait(float (&d)[kCount]) {
+#if SEQKERN_HOSTCUDA
+  (void)d;
+  hostcuda::wgmma_wait(kPending);
+#elif SEQKERN_HOPPER
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+  SEQKERN_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+// What this thread wrote to shared memory, or copied there and waited for, is there for products of a warpgroup.
+SEQKERN_INLINE void fence_products() {
+#if !SEQKERN_HOSTCUDA && SEQKERN_HOPPER
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+// Registers a thread of the warpgroup may have from here on; what one gives up another takes.
+template <int kCount>
+SEQKERN_INLINE void give_registers() {
+#if !SEQKERN_HOSTCUDA && SEQKERN_HOPPER
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+template <int kCount>
+SEQKERN_INLINE void take_registers() {
+#if !SEQKERN_HOSTCUDA && SEQKERN_HOPPER
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
 #endif
 }
 

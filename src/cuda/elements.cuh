@@ -11,6 +11,21 @@ struct alignas(kWidth * sizeof(T)) Adjacent {
   T v[kWidth];
 };
 
+// values rounded to T, in pairs where T is of 16 bits.
+template <class T, int kWidth>
+SEQKERN_INLINE void store_all(Adjacent<T, kWidth>& to, const acc_t<T> (&values)[kWidth]) {
+  if constexpr (sizeof(T) == 2 && kWidth > 1) {
+    SEQKERN_UNROLL
+    for (int k = 0; k < kWidth; k += 2) {
+      std::uint32_t both = pack<T>(values[k], values[k + 1]);
+      copy_word<4>(to.v + k, &both);
+    }
+  } else {
+    SEQKERN_UNROLL
+    for (int k = 0; k < kWidth; ++k) store(to.v + k, values[k]);
+  }
+}
+
 // The arrays that are read; element i of each is what a function of the element gets.
 template <class T, int kCount>
 struct Inputs {
@@ -41,8 +56,10 @@ __global__ void __launch_bounds__(kElementThreads, 4)
       copy_word<kWidth * sizeof(T)>(x[n].v, in.at[n] + i);
       from[n] = x[n].v;
     }
+    acc_t<T> values[kWidth];
     SEQKERN_UNROLL
-    for (int k = 0; k < kWidth; ++k) store(y.v + k, in.apply(f, i + k, from, k));
+    for (int k = 0; k < kWidth; ++k) values[k] = in.apply(f, i + k, from, k);
+    store_all(y, values);
     copy_word<kWidth * sizeof(T)>(out + i, y.v);
   }
 }

@@ -19,10 +19,11 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
-// What a kernel may ask of a block on the current device. Clusters need the kernel's own code to be of compute
+// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's own code to be of compute
 // capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
+  bool has_body;  // of a kernel with static shared memory: false where SEQKERN_HOPPER left it empty
 };
 
 inline constexpr int kPortableCluster = 8;  // the size every device that knows clusters promises
@@ -32,7 +33,8 @@ inline constexpr int kPortableCluster = 8;  // the size every device that knows 
 inline int active_clusters(const void*, int cluster, int, std::size_t) {
   return cluster <= hostcuda::config.max_cluster ? 1 << 16 : 0;
 }
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster}; }
+inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
+inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -70,7 +72,14 @@ inline Limits limits(const void* kernel) {
   check(cudaGetDevice(&device));
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   check(cudaFuncGetAttributes(&code, kernel));
-  return {shared, code.ptxVersion >= 90 ? kPortableCluster : 1};
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.sharedSizeBytes > 0};
+}
+
+inline int multiprocessors() {
+  int device, count;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
 }
 
 // How many clusters of this size, of blocks so large, the device runs at once; 0: none.
@@ -92,7 +101,7 @@ inline int active_clusters(const void* kernel, int cluster, int threads, std::si
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
-  if (l.shared_bytes > 48 * 1024)
+  if (l.shared_bytes > 16 * 1024)  // more than 48 KB, the static ones counted in, has to be asked for
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
   if (l.cluster > kPortableCluster)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));

@@ -1,7 +1,7 @@
 // What the wrappers of src/cuda/device.cuh do, bit by bit: one line of JSON, name -> 32-bit words.
 //
 // On a GPU, built by nvcc, it is the record; by a host compiler, over tests/hostcuda, the emulation that has to agree
-// with it (tests/test_conformance.py). Each kernel is one warp but for the cluster's.
+// with it (tests/test_conformance.py). Each kernel is one warp but for those of clusters and warpgroups.
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -103,32 +103,81 @@ __global__ void clusters(Word32* out) {
   sync_cluster();
 }
 
+__global__ void powers(Word32* out) {
+  for (int i = int(threadIdx.x); i < kWords; i += 32) out[i] = bit_cast<Word32>(exp2_approximate(float(i % 200 - 140)));
+}
+
+// Products of a warpgroup over small integers, whose sums are exact, and the barriers beside them.
+template <class T>
+__global__ void groups(Word32* out) {
+#if SEQKERN_HOPPER
+  SEQKERN_DYNAMIC_SHARED(shared);
+  SEQKERN_SHARED(std::uint64_t, bar, 1);
+  auto integer = [](int i) { return float(int(noise(Word32(i)) % 9u) - 4); };
+  for (int i = int(threadIdx.x); i < 10240; i += 128) store(reinterpret_cast<T*>(shared) + i, integer(i));
+  if (threadIdx.x == 0) mbarrier_init(bar, 128);
+  fence_products();
+  sync_block();
+  const unsigned char *left = shared, *right = shared + 8192, *transposed = shared + 16384;
+  float d[32], e[64];
+  std::uint32_t a[4];
+  for (int i = 0; i < 32; ++i) d[i] = -1;
+  for (int i = 0; i < 64; ++i) e[i] = float(i);
+  for (int i = 0; i < 4; ++i) a[i] = pack<T>(integer(int(threadIdx.x) * 8 + i), integer(int(threadIdx.x) * 8 + i + 4));
+  group_fence();
+  SEQKERN_UNROLL
+  for (int k = 0; k < 4; ++k) multiply_group<T, 64>(d, operand(left + k * 32), operand(right + k * 32), k > 0);
+  group_commit();
+  group_fence();
+  multiply_group<T, 128>(e, a, operand(transposed, 2048));
+  group_commit();
+  group_wait<1>(d);
+  Word32 hash = 0;
+  for (float x : d) hash = hash * 31 + bit_cast<Word32>(x);
+  out[threadIdx.x] = hash;
+  group_wait<0>(e);
+  hash = 0;
+  for (float x : e) hash = hash * 31 + bit_cast<Word32>(x);
+  out[128 + threadIdx.x] = hash;
+  bool before = mbarrier_test(bar, 0);
+  sync_at(1, 128);
+  mbarrier_arrive(bar);
+  mbarrier_wait(bar, 0);
+  if (warp_id() == 3) arrive_at(2, 128);
+  else sync_at(2, 128);
+  out[256 + threadIdx.x] = Word32(before) * 2 + Word32(mbarrier_test(bar, 0));
+#else
+  (void)out;
+#endif
+}
+
 #if SEQKERN_HOSTCUDA
-std::vector<Word32> result(void (*kernel)(Word32*), int blocks, int cluster) {
+std::vector<Word32> result(void (*kernel)(Word32*), int blocks, int cluster, int threads) {
   std::vector<Word32> words(kWords);
-  launch(Launch{dim3(unsigned(blocks)), dim3(32), 4096, cluster}, kernel, words.data());
+  launch(Launch{dim3(unsigned(blocks)), dim3(unsigned(threads)), 20480, cluster}, kernel, words.data());
   return words;
 }
 #else
-std::vector<Word32> result(void (*kernel)(Word32*), int blocks, int cluster) {
+std::vector<Word32> result(void (*kernel)(Word32*), int blocks, int cluster, int threads) {
   std::vector<Word32> words(kWords);
   Word32* there;
   check(cudaMalloc(&there, kWords * sizeof(Word32)));
   check(cudaMemset(there, 0, kWords * sizeof(Word32)));
-  launch(Launch{dim3(unsigned(blocks)), dim3(32), 4096, cluster}, kernel, there);
+  launch(Launch{dim3(unsigned(blocks)), dim3(unsigned(threads)), 20480, cluster}, kernel, there);
   check(cudaMemcpy(words.data(), there, kWords * sizeof(Word32), cudaMemcpyDeviceToHost));
   check(cudaFree(there));
   return words;
 }
 #endif
 
-void print(const char* name, void (*kernel)(Word32*), int blocks = 1) {
-  if (blocks > limits(reinterpret_cast<const void*>(kernel)).max_cluster) return;
+void print(const char* name, void (*kernel)(Word32*), int blocks = 1, int threads = 32) {
+  Limits most = limits(reinterpret_cast<const void*>(kernel));
+  if (blocks > most.max_cluster || (threads > 32 && !most.has_body)) return;
   static const char* separator = "{";
   std::printf("%s\"%s\": [", separator, name);
   separator = ",\n ";
   const char* comma = "";
-  for (Word32 w : result(kernel, blocks, blocks)) std::printf("%s%u", comma, w), comma = ",";
+  for (Word32 w : result(kernel, blocks, blocks, threads)) std::printf("%s%u", comma, w), comma = ",";
   std::printf("]");
 }
 
@@ -145,7 +194,10 @@ int main() {
     print("matrices bf16", matrices<bf16>);
     print("matrices f16", matrices<f16>);
     print("copies", copies);
+    print("powers", powers);
     print("clusters", clusters, 4);
+    print("groups bf16", groups<bf16>, 1, 128);
+    print("groups f16", groups<f16>, 1, 128);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

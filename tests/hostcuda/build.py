@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 CODE = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
 FLAGS = (*CODE, *WARNINGS, "-DSEQKERN_DEVICE_ARRAYS")
-HOST_SOURCES = tuple(f"tests/hostcuda/{name}.cpp" for name in ("module", "device", "runtime"))
+HOST_SOURCES = tuple(f"tests/hostcuda/{name}.cpp" for name in ("module", "device", "runtime", "wgmma"))
 BINDINGS = (
     "activation", "array", "attention", "cuda_kernels", "device_array", "elementwise", "layer_norm", "layers", "output",
     "recurrent", "rope",

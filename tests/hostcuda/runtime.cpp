@@ -38,7 +38,7 @@ Context main_context;
 Fiber* current = nullptr;
 int alive = 0, cluster = 1;
 std::size_t shared_bytes = 0;
-std::uint64_t random_state = 1, polls = 0;
+std::uint64_t random_state = 1, polls = 0, runs = 0;
 Body body;
 void* body_context;
 std::string failure;
@@ -221,7 +221,7 @@ void prepare_block(Block& b, std::uint64_t i, int threads) {
 }
 
 void run_cluster(std::uint64_t first, int threads) {
-  head = count = 0, polls = 0;
+  head = count = 0, polls = 0, ++runs;
   alive = cluster * threads;
   for (auto& w : warps)
     for (auto& g : w.groups) g.arrived = 0;
@@ -332,6 +332,7 @@ void* static_shared(const void* key, std::size_t bytes) {
 }
 
 int lane() { return current->lane; }
+std::uint64_t this_run() { return runs; }
 unsigned cluster_rank() { return unsigned(current->block); }
 unsigned cluster_size() { return unsigned(cluster); }
 

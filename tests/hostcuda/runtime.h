@@ -85,4 +85,19 @@ void mbarrier_arrive(std::uint64_t* bar, int expected_bytes);
 bool mbarrier_done(std::uint64_t* bar, int parity);  // false lets others run first
 void store_async(void* to, const void* value, int bytes, std::uint64_t* bar);
 
+// Warpgroup matrix products of the calling warp (wgmma.cpp).
+struct Wgmma {
+  int columns;
+  bool transposed, accumulate;   // B: its columns adjacent
+  std::uint64_t a, b;            // descriptors
+  const std::uint32_t* left;     // [4], A from registers; null: from shared memory
+  float* d;                      // [columns / 2]
+  float (*value)(std::uint16_t);
+  const unsigned char* shared = nullptr;
+};
+void wgmma(const Wgmma&);
+void wgmma_commit();
+void wgmma_wait(int pending_groups);
+std::uint64_t this_run();  // of a cluster of blocks
+
 }  // namespace hostcuda

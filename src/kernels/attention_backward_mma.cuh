@@ -1,0 +1,384 @@
+// Attention backward on tensor cores (compute capability 8.0 on): bfloat16 and float16, widths up to 128.
+//
+// A block owns 128 rows of one side, sixteen a warp, and walks over the other side's, 64 at a time, which travel
+// through shared memory in the background: keys over all rows of queries that see them (dk, dv), rows of queries over
+// their keys (dq). What a block owns stands on the left of every product,
+//
+//   S = own walked',  dP = own walked',   sums += dropout(P) walked,  sums += dS walked
+//
+// so that P and dS, rounded to the storage type, are the next left factors without leaving their registers.
+//
+// A masked position has weight 0, and 0 times a NaN is NaN: a warp whose sums came out so says it in `spoiled`, and the
+// kernels in plain arithmetic, which leave masked products out, do its rows again.
+#pragma once
+#include "attention_gradient.cuh"
+
+namespace seqkern::cuda {
+
+// Products of a warp, of which each takes its sixteen rows on alone.
+template <class T, int kWidth>
+struct WarpProducts {
+  static constexpr int kUnit = 16;                    // rows that go together
+  static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
+  using Sums = float[kWidth / 8][4];
+
+  SEQKERN_INLINE static void fence() {}
+
+  // Columns are rows of `walked` from 8 `from` on.
+  template <int kTiles>
+  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked, int from,
+                                           Tile<kTiles>& sums) {
+    int lane = lane_id();
+    SEQKERN_UNROLL
+    for (int d = 0; d < kWidth / 16; ++d) {
+      std::uint32_t a[4], b[4];
+      load_matrices(a, own.piece(warp_id() * 16 + lane % 16, 2 * d + lane / 16));
+      SEQKERN_UNROLL
+      for (int n = 0; n < kTiles; n += 2) {
+        load_matrices(b, walked.piece((from + n) * 8 + lane % 8 + lane / 16 * 8, 2 * d + lane / 8 % 2));
+        multiply<T>(sums[n], a, {b[0], b[1]});
+        multiply<T>(sums[n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+  template <int kTiles>
+  SEQKERN_INLINE static void accumulate(const Tile<kTiles>& tile, const Walked<T, kWidth>& walked, int from, Sums& sums) {
+    int lane = lane_id();
+    SEQKERN_UNROLL
+    for (int j = 0; j < kTiles; j += 2) {
+      const float *low = tile[j], *high = tile[j + 1];
+      std::uint32_t a[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]), pack<T>(high[0], high[1]),
+                            pack<T>(high[2], high[3])};
+      SEQKERN_UNROLL
+      for (int n = 0; n < kWidth / 8; n += 2) {
+        std::uint32_t b[4];
+        load_matrices<true>(b, walked.piece((from + j) * 8 + lane % 16, n + lane / 16));
+        multiply<T>(sums[n], a, {b[0], b[1]});
+        multiply<T>(sums[n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+
+  // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp.
+  template <class Powers, class Slopes>
+  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
+                                 const Walked<T, kWidth>& dout, Powers powers, Slopes slopes, Sums& dk, Sums& dv) {
+    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
+      Tile<kAtOnce> s = {}, dp = {};
+      multiply_rows(k, q, from, s);
+      multiply_rows(v, dout, from, dp);
+      powers(s, from);
+      slopes(s, dp, from);
+      accumulate(s, dout, from, dv);
+      accumulate(dp, q, from, dk);
+    }
+  }
+  template <class Powers, class Slopes>
+  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
+                                const Walked<T, kWidth>& v, Powers powers, Slopes slopes, Sums& sums) {
+    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
+      Tile<kAtOnce> s = {}, dp = {};
+      multiply_rows(q, k, from, s);
+      multiply_rows(dout, v, from, dp);
+      powers(s, from);
+      slopes(s, dp, from);
+      accumulate(dp, k, from, sums);
+    }
+  }
+};
+
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  SEQKERN_DYNAMIC_SHARED(shared);
+  constexpr bool kFull = kBetween == Between::anything;
+  const AttentionBackward& p = a.p;
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  int pairs = int(p.batch * p.kv_heads), tiles = int(gridDim.x) / pairs, pair = int(blockIdx.x) % pairs;
+  int tile = int(blockIdx.x) / pairs, key = tile * kOwnRows;  // causal: the longest first
+  int b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads), head = kv_head * int(p.group());
+  Interval seeing = rows_that_see(p, b, key, kOwnRows);
+  int first = int(seeing.low) / kWalkRows * kWalkRows, high = int(seeing.high), i = first;
+  int end = first < high ? head + int(p.group()) : head;
+
+  auto fetch = [&](int stage) {
+    memory.walked(0, stage).fetch(a.queries(p.q, p.q_strides, b, head, i), int(p.head_dim));
+    memory.walked(1, stage).fetch(a.queries(p.dout, p.out_strides, b, head, i), int(p.value_dim));
+    if constexpr (kBetween == Between::bias)
+      memory.template mask<kOwnRows>(stage).fetch(a.mask(b, head, i, key), int(p.key_len) - key);
+    int r = int(threadIdx.x);
+    bool there = i + r < p.query_len;
+    if (r < kWalkRows) copy_async<16>(memory.terms(stage) + r, a.terms_of(b, head) + (there ? i + r : 0), there);
+    copy_commit();
+  };
+  memory.own(0).fetch(a.keys(p.k, p.k_strides, b, head, key), int(p.head_dim));
+  memory.own(1).fetch(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim));
+  if (head < end) fetch(0);
+
+  constexpr int kUnit = Products::kUnit;
+  int lane = lane_id(), mine = key + warp_id() * 16 + lane / 4, unit = key + warp_id() * 16 / kUnit * kUnit;
+  typename Products::Sums dk = {}, dv = {};
+  for (int stage = 0; head < end; stage ^= 1) {
+    copy_wait<0>();
+    Products::fence();
+    sync_block();
+    if (kFull) {
+      describe_rows(a.score, b, head, i, kWalkRows, p.query_len, int(threadIdx.x), memory.full());
+      sync_block();
+    }
+    i += kWalkRows;
+    if (i >= high) i = first, ++head;
+    if (head < end) fetch(stage ^ 1);
+
+    const RowTerms* row = memory.terms(stage);
+    const RowTerms &one = row[lane], &other = row[lane + 32];
+    if (!ballot(one.sees_any(unit, kUnit) || other.sees_any(unit, kUnit))) continue;
+    bool whole = ballot(one.sees_all(unit, kUnit) && other.sees_all(unit, kUnit)) == kAllLanes;
+    auto powers = [&]<int kTiles>(Tile<kTiles>& s, int from) {
+      auto bias_at = [&](int n) {
+        int r = (from + n + lane / 16) * 8 + lane % 8;
+        return memory.template mask<kOwnRows>(stage).piece(r, warp_id() * 2 + lane / 8 % 2);
+      };
+      auto run = [&]<bool kWhole>() {
+        a.template for_elements<kBetween, true, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
+          float& x = s[n][half * 2 + e];
+          x = a.template power_of<kWhole>(x, row[(from + n) * 8 + lane % 4 * 2 + e], mine + half * 8, bias);
+        });
+      };
+      if constexpr (kFull) return;  // slopes does it all
+      else if (whole) run.template operator()<true>();
+      else run.template operator()<false>();
+    };
+    auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
+      SEQKERN_UNROLL
+      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        int r = (from + n) * 8 + lane % 4 * 2 + e % 2;
+        if constexpr (kFull) a.weigh(s[n][e], dp[n][e], row[r], memory.full()[r], mine + e / 2 * 8);
+        else dp[n][e] = a.slope_of(s[n][e], dp[n][e], row[r]);
+      }
+    };
+    Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dk, dv);
+  }
+  copy_wait<0>();
+  index_t rows = p.cu_k ? p.keys(b) : p.key_len;
+  auto to = [&](void* data, const AttentionStrides& s) {
+    return [&, data](int r) {
+      return key + r < rows ? row_of(static_cast<T*>(data), s, p.cu_k, b, kv_head, key + r) : nullptr;
+    };
+  };
+  bool wrong = store_rows<T, kWidth>(dk, float(p.scale), p.head_dim, to(p.dk, p.dk_strides));
+  wrong = store_rows<T, kWidth>(dv, 1, p.value_dim, to(p.dv, p.dv_strides)) || wrong;
+  unsigned spoiled = ballot(wrong);
+  int at = (pair * tiles + tile) * kGradientWarps + warp_id();
+  if (a.keys_spoiled && lane == 0) a.keys_spoiled[at] = spoiled != 0;
+}
+
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  SEQKERN_DYNAMIC_SHARED(shared);
+  const AttentionBackward& p = a.p;
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  int heads = int(p.batch * p.heads), tiles = int(gridDim.x) / heads;
+  int b = int(blockIdx.x) % heads / int(p.heads), head = int(blockIdx.x) % int(p.heads);
+  int tile = tiles - 1 - int(blockIdx.x) / heads, first = tile * kOwnRows;  // causal: the longest first
+  Interval seen = keys_they_see(p, b, first, kOwnRows);
+  int key = int(seen.low) / kWalkRows * kWalkRows, high = int(seen.high);
+  auto fetch = [&](int stage) {
+    memory.walked(0, stage).fetch(a.keys(p.k, p.k_strides, b, head, key), int(p.head_dim));
+    memory.walked(1, stage).fetch(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim));
+    if constexpr (kBetween == Between::bias)
+      memory.template mask<kWalkRows>(stage).fetch(a.mask(b, head, first, key), int(p.key_len) - key);
+    copy_commit();
+  };
+  if (key < high) {
+    memory.own(0).fetch(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim));
+    memory.own(1).fetch(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim));
+    fetch(0);
+  }
+  int lane = lane_id(), mine = first + warp_id() * 16 + lane / 4;
+  RowTerms row[2];
+  QueryRow<float> full[2];
+  float* dmask[2] = {};
+  for (int half = 0; half < 2; ++half) {
+    int i = mine + half * 8;
+    a.template describe<kBetween>(b, head, i, row[half], full[half]);
+    if (a.stores_dmask && i < p.query_len)
+      dmask[half] = static_cast<float*>(p.dmask) + ((index_t(b) * p.heads + head) * p.query_len + i) * p.key_len;
+  }
+  constexpr int kUnit = Products::kUnit;
+  Interval unit = keys_they_see(p, b, first + warp_id() * 16 / kUnit * kUnit, kUnit);
+  typename Products::Sums dq = {};
+  for (int stage = 0; key < high; stage ^= 1) {
+    copy_wait<0>();
+    Products::fence();
+    sync_block();
+    int at = key;
+    key += kWalkRows;
+    if (key < high) fetch(stage ^ 1);
+    if (unit.high <= at || unit.low >= at + kWalkRows) continue;
+    bool whole = ballot(row[0].sees_all(at, kWalkRows) && row[1].sees_all(at, kWalkRows)) == kAllLanes;
+    at += lane % 4 * 2;
+    auto powers = [&]<int kTiles>(Tile<kTiles>& s, int from) {
+      auto bias_at = [&](int n) {
+        return memory.template mask<kWalkRows>(stage).piece(warp_id() * 16 + lane % 16, from + n + lane / 16);
+      };
+      auto run = [&]<bool kWhole>() {
+        a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
+          float& x = s[n][half * 2 + e];
+          x = a.template power_of<kWhole>(x, row[half], at + (from + n) * 8 + e, bias);
+        });
+      };
+      if constexpr (kBetween == Between::anything) return;  // slopes does it all
+      else if (whole) run.template operator()<true>();
+      else run.template operator()<false>();
+    };
+    auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
+      SEQKERN_UNROLL
+      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        int j = at + (from + n) * 8 + e % 2;
+        float ds;
+        if constexpr (kBetween == Between::anything) ds = a.weigh(s[n][e], dp[n][e], row[e / 2], full[e / 2], j);
+        else dp[n][e] = ds = a.slope_of(s[n][e], dp[n][e], row[e / 2]);
+        if (kBetween != Between::interval && dmask[e / 2] && j < p.key_len) dmask[e / 2][j] = ds;
+      }
+    };
+    Products::dq(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dq);
+  }
+  copy_wait<0>();
+  index_t rows = p.cu_q ? p.queries(b) : p.query_len;
+  auto to = [&](int r) {
+    return first + r < rows ? row_of(static_cast<T*>(p.dq), p.dq_strides, p.cu_q, b, head, first + r) : nullptr;
+  };
+  unsigned spoiled = ballot(store_rows<T, kWidth>(dq, float(p.scale), p.head_dim, to));
+  int at = ((b * int(p.heads) + head) * tiles + tile) * kGradientWarps + warp_id();
+  if (a.rows_spoiled && lane == 0) a.rows_spoiled[at] = spoiled != 0;
+}
+
+// Tile (b, head, 128 rows, 64 keys) of dmask, summed over the sequences and heads it was broadcast to.
+template <class T, int kWidth, Between kBetween>
+__global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  constexpr int kTiles = 4;  // at a time: two blocks share a multiprocessor
+  SEQKERN_DYNAMIC_SHARED(shared);
+  const AttentionBackward& p = a.p;
+  const index_t* step = p.dmask_strides;
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  auto q = memory.own(0), dout = memory.own(1);
+  auto k = memory.walked(0, 0), v = memory.walked(1, 0);
+  Sheets<T, kWalkRows, kOwnRows> mask{memory.walked(0, 1).data};
+  int across = int(ceil_div(p.key_len, kWalkRows)), down = int(ceil_div(p.query_len, kOwnRows)), rest = int(blockIdx.x);
+  int key = rest % across * kWalkRows, first = rest / across % down * kOwnRows;
+  rest /= across * down;
+  int heads = step[1] ? 1 : int(p.heads), batch = step[0] ? 1 : int(p.batch);
+  int own_heads = int(p.heads) / heads, head0 = rest % own_heads, b0 = rest / own_heads;
+
+  int lane = lane_id(), mine = first + warp_id() * 16 + lane / 4, from = key + lane % 4 * 2;
+  float sums[kWalkRows / 8][4] = {};
+  for (int at = 0; at < batch * heads; ++at) {
+    int b = b0 + at / heads, head = head0 + at % heads;
+    Interval seen = keys_they_see(p, b, first, kOwnRows);
+    if (seen.high <= key || seen.low >= key + kWalkRows) continue;
+    sync_block();
+    q.fetch(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim));
+    k.fetch(a.keys(p.k, p.k_strides, b, head, key), int(p.head_dim));
+    if constexpr (kBetween == Between::bias) mask.fetch(a.mask(b, head, first, key), int(p.key_len) - key);
+    dout.fetch(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim));
+    v.fetch(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim));
+    copy_commit();
+    RowTerms row[2];
+    QueryRow<float> full[2];
+    for (int half = 0; half < 2; ++half)
+      a.template describe<kBetween>(b, head, mine + half * 8, row[half], full[half]);
+    copy_wait<0>();
+    sync_block();
+    SEQKERN_UNROLL
+    for (int part = 0; part < kWalkRows / 8; part += kTiles) {
+      Tile<kTiles> s = {}, dp = {};
+      WarpProducts<T, kWidth>::multiply_rows(q, k, part, s);
+      WarpProducts<T, kWidth>::multiply_rows(dout, v, part, dp);
+      auto bias_at = [&](int n) { return mask.piece(warp_id() * 16 + lane % 16, part + n + lane / 16); };
+      a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
+        int c = half * 2 + e, j = from + (part + n) * 8 + e;
+        float& ds = sums[part + n][c];
+        if constexpr (kBetween == Between::anything) ds += a.weigh(s[n][c], dp[n][c], row[half], full[half], j);
+        else ds += a.slope_of(a.template power_of<false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
+      });
+    }
+  }
+  auto out = static_cast<float*>(p.dmask) + b0 * step[0] + head0 * step[1];
+  SEQKERN_UNROLL
+  for (int n = 0; n < kWalkRows / 8; ++n) SEQKERN_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    int i = mine + c / 2 * 8, j = from + n * 8 + c % 2;
+    if (i < p.query_len && j < p.key_len) out[i * p.key_len + j] = sums[n][c];
+  }
+}
+
+// Whether the kernels can do this call: its types, widths, and rows that start at multiples of 16 bytes.
+// `far`: from row to row; 128 of them are within 32 bits.
+inline bool starts_rows_whole(const void* data, index_t steps, index_t far) {
+  return std::uintptr_t(data) % 16 == 0 && steps % 8 == 0 && -(1 << 23) < far && far < 1 << 23;
+}
+inline bool fits_mma(const AttentionBackward& p) {
+  if (p.dtype != DType::bf16 && p.dtype != DType::f16) return false;
+  auto whole = [](const void* data, const AttentionStrides& s) {
+    return starts_rows_whole(data, s.batch | s.head | s.row, s.row);
+  };
+  auto fits = [](index_t width) { return width % 8 == 0 && width > 0 && width <= 128; };
+  return fits(p.head_dim) && fits(p.value_dim) && whole(p.q, p.q_strides) && whole(p.k, p.k_strides) &&
+         whole(p.v, p.v_strides) && whole(p.dout, p.out_strides);
+}
+inline Between between(const AttentionBackward& p) {
+  if (p.slopes || p.softcap != 0 || p.dropout > 0) return Between::anything;
+  if (!p.mask) return Between::interval;
+  const index_t* s = p.mask_strides;
+  bool whole = !p.mask_is_bool && s[3] == 1 && starts_rows_whole(p.mask, s[0] | s[1] | s[2] | p.key_len, s[2]);
+  return whole ? Between::bias : Between::anything;
+}
+inline index_t key_blocks(const AttentionInputs& p) { return p.batch * p.kv_heads * ceil_div(p.key_len, kOwnRows); }
+inline index_t row_blocks(const AttentionInputs& p) { return p.batch * p.heads * ceil_div(p.query_len, kOwnRows); }
+
+// Which gradients tensor cores gave.
+struct Given {
+  bool inputs = false, mask = false;
+};
+template <class T, int kWidth, Between kBetween>
+Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
+  const AttentionBackward& p = a.p;
+  bool fits = true;
+  auto run = [&](auto kernel, index_t blocks, std::size_t bytes) {
+    Launch l{dim3(unsigned(blocks)), dim3(32 * kGradientWarps), bytes};
+    l.stream = stream;
+    fits = fits && bytes <= std::size_t(limits(reinterpret_cast<const void*>(kernel)).max_shared);
+    if (fits && blocks) launch(l, kernel, a);
+  };
+  const index_t sizes[4] = {p.batch, p.heads, p.query_len, p.key_len}, *step = p.dmask_strides;
+  auto real = [&](int i) { return step[i] || sizes[i] == 1; };
+  bool wanted = p.dmask && p.dmask_count, tiled = wanted && real(2) && real(3);
+  a.stores_dmask = tiled && real(0) && real(1);
+  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween>::kBytes;
+  run(dkv_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, key_blocks(p), kBytes);
+  run(dq_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, row_blocks(p), kBytes);
+  if constexpr (kBetween != Between::interval)
+    if (tiled && !a.stores_dmask) {
+      index_t blocks = ceil_div(p.query_len, kOwnRows) * ceil_div(p.key_len, kWalkRows);
+      run(dmask_mma_kernel<T, kWidth, kBetween>, blocks * (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1),
+          (2 * Own<T, kWidth>::kSize + 2 * Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T));
+    }
+  return {fits, fits && tiled};
+}
+// Nothing where the device has too little shared memory.
+template <class T>
+Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
+  auto of_width = [&]<int kWidth>() {
+    switch (between(a.p)) {
+      case Between::interval: return launch_gradient<T, kWidth, Between::interval>(a, stream);
+      case Between::bias: return launch_gradient<T, kWidth, Between::bias>(a, stream);
+      default: return launch_gradient<T, kWidth, Between::anything>(a, stream);
+    }
+  };
+  bool narrow = a.p.head_dim <= 64 && a.p.value_dim <= 64;
+  return narrow ? of_width.template operator()<64>() : of_width.template operator()<128>();
+}
+
+}  // namespace seqkern::cuda
