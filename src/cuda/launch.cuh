@@ -1,5 +1,6 @@
 // Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
 #pragma once
+#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,7 @@ struct Launch {
   std::size_t shared_bytes = 0;
   int cluster = 1;  // blocks.x must be a multiple; more than 1 needs compute capability 9.0
   cudaStream_t stream = nullptr;
+  bool together = false;  // all blocks at the same time, so that they may wait for each other; or an error
 };
 
 // What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's own code to be of compute
@@ -33,6 +35,8 @@ inline constexpr int kPortableCluster = 8;  // the size every device that knows 
 inline int active_clusters(const void*, int cluster, int, std::size_t) {
   return cluster <= hostcuda::config.max_cluster ? 1 << 16 : 0;
 }
+inline index_t blocks_together(const void*, int, std::size_t) { return hostcuda::config.max_together; }
+inline void clear(void* to, std::size_t bytes, cudaStream_t) { std::memset(to, 0, bytes); }
 inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
 inline int multiprocessors() { return 2; }
 
@@ -40,7 +44,7 @@ template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
   hostcuda::launch(
-      l.blocks, l.threads, l.cluster, l.shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+      l.blocks, l.threads, l.cluster, l.together, l.shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
 }
 
 #else
@@ -99,6 +103,17 @@ inline int active_clusters(const void* kernel, int cluster, int threads, std::si
   return 0;
 }
 
+// How many blocks the device runs at the same time.
+inline index_t blocks_together(const void* kernel, int threads, std::size_t shared_bytes) {
+  int device, processors, each = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes));
+  return index_t(processors) * each;
+}
+inline void clear(void* to, std::size_t bytes, cudaStream_t stream) { check(cudaMemsetAsync(to, 0, bytes, stream)); }
+
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   if (l.shared_bytes > 16 * 1024)  // more than 48 KB, the static ones counted in, has to be asked for
@@ -106,13 +121,18 @@ void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... argumen
   if (l.cluster > kPortableCluster)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(l.cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  if (l.together) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = unsigned(l.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;
   config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;
-  config.attrs = &attribute, config.numAttrs = l.cluster > 1 ? 1 : 0;
+  config.attrs = &attribute, config.numAttrs = l.cluster > 1 || l.together ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 
