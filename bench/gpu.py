@@ -98,6 +98,44 @@ def attention() -> Iterator[Row]:
         del out
 
 
+def decoding() -> Iterator[Row]:
+    for batch, kv_heads, length in ((1, 8, 8192), (1, 8, 32768), (32, 8, 8192), (1, 32, 8192), (32, 32, 8192)):
+        sizes = ((32, 1), (kv_heads, length), (kv_heads, length))
+        q, k, v = (torch.randn(batch, h, n, 128, device="cuda", dtype=torch.bfloat16) for h, n in sizes)
+        mine = [cupy.from_dlpack(x) for x in (q, k, v)]
+        gqa = kv_heads < 32
+
+        def theirs() -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)  # noqa: B023
+
+        time = timed(lambda: seqkern.scaled_dot_product_attention(*mine, enable_gqa=gqa))  # noqa: B023
+        name = f"decoding bf16 D=128 B={batch} 32 heads over {kv_heads} S={length}"
+        peers = {which: peer(forced(backend, theirs)) for which, backend in BACKENDS.items()}
+        yield Row(name, time, f"{4 * k.numel() / time / 1e9:.2f} TB/s", peers)
+
+
+def biased() -> Iterator[Row]:
+    """Attention with an additive bias of every head, shared by the batch, whose gradient is wanted."""
+    batch, heads, length, width = 2, 16, 2048, 64
+    q, k, v, dout = (torch.randn(batch, heads, length, width, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    bias = torch.randn(1, heads, length, length, device="cuda", dtype=torch.bfloat16)
+    mine = [cupy.from_dlpack(x) for x in (q, k, v, bias, dout)]
+    leaves = [x.requires_grad_() for x in (q, k, v, bias)]
+
+    def ours() -> Any:
+        _, saved = seqkern.scaled_dot_product_attention_forward(*mine[:4])
+        return seqkern.scaled_dot_product_attention_backward(mine[4], saved)
+
+    def theirs() -> Any:
+        out = torch.nn.functional.scaled_dot_product_attention(*leaves[:3], attn_mask=leaves[3])
+        return torch.autograd.grad(out, leaves, dout)
+
+    flops = 14 * batch * heads * length * length * width
+    time, other = timed(ours), peer(forced(BACKENDS["efficient"], theirs))
+    name = f"SDPA bf16 D={width} S={length} bias [1, H, S, S] and its gradient, forward + backward"
+    yield Row(name, time, f"{flops / time / 1e9:.0f} TFLOP/s", {"efficient": other})
+
+
 LAYERS = (  # kind, dtype, hidden, batch, directions, lengths
     *(("LSTM", torch.float16, hidden, batch, 1, False) for hidden in (512, 1024) for batch in (8, 32)),
     ("LSTM", torch.bfloat16, 512, 32, 1, False),
@@ -201,7 +239,7 @@ def main(folder: Path) -> None:
     stream = Stream()
     rows: list[Row] = []
     with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
-        for family in (overhead, passes, attention, recurrent):
+        for family in (overhead, passes, attention, biased, decoding, recurrent):
             for row in family():
                 rows.append(row)
                 print(row, flush=True)

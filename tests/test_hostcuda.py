@@ -117,7 +117,9 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
     with monkeypatch.context() as patch:
         build.stand_below_ops(module, patch.setattr)
         out = seqkern.scaled_dot_product_attention(query, key, value)
-    yield (out,)
+        capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
+        gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
+    yield out, capped, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +171,12 @@ FORWARD = "src/kernels/layer_forward.cuh"
 GRU, GEMM_MMA = "src/kernels/gru_cuda.cu", "src/cuda/gemm_mma.cuh"
 STEPS, BACK_STEPS = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward"))
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, MMA, DECODE, WGMMA = (
-    f"src/kernels/attention_{name}" for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "wgmma.cuh")
+TILE, FLASH, MMA, DECODE, FEED, WGMMA = (
+    f"src/kernels/attention_{name}"
+    for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "feed.cuh", "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
+PIECES = "src/kernels/attention_gradient.cuh"
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -209,15 +213,19 @@ DEFECTS = [
     Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
     Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
            BACKWARD),
-    Defect("gradients: stage overwritten before it is read", GRADIENT, "fetch(head, i, stage ^ 1)",
-           "fetch(head, i, stage)", BACKWARD),
-    Defect("gradients: barrier missing before use", GRADIENT, "copy_wait<0>();\n    sync_block();\n    if (kFull)",
-           "copy_wait<0>();\n    if (kFull)", BACKWARD),
-    Defect("gradients: copy wait too lax", GRADIENT, "copy_wait<0>();\n    sync_block();\n    int at",
-           "copy_wait<1>();\n    sync_block();\n    int at", BACKWARD),
-    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>", "load_matrices", BACKWARD),
-    Defect("gradients: dynamic shared overrun", GRADIENT, "4 * Walked<T, kWidth>::kSize) *",
-           "3 * Walked<T, kWidth>::kSize) *", BACKWARD),
+    Defect("gradients: stage overwritten before it is read", GRADIENT, "if (head < end) fetch(stage ^ 1);",
+           "if (head < end) fetch(stage);", BACKWARD),
+    Defect("gradients: barrier missing before use", GRADIENT,
+           "sync_block();\n    if (kFull) {", "if (kFull) {", BACKWARD),
+    Defect("gradients: copy wait too lax", GRADIENT,
+           "copy_wait<0>();\n    Products::fence();\n    sync_block();\n    int at",
+           "copy_wait<1>();\n    Products::fence();\n    sync_block();\n    int at", BACKWARD),
+    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>(b, walked", "load_matrices(b, walked",
+           BACKWARD),
+    Defect("gradients: a warpgroup waits too little", GRADIENT,
+           "group_wait<1>(flat(dp))", "group_wait<2>(flat(dp))", BACKWARD),
+    Defect("gradients: sheets of an operand too close", PIECES, "kRows * 128", "kRows * 64", BACKWARD),
+    Defect("gradients: dynamic shared overrun", PIECES, "4 * kWalkedSize", "3 * kWalkedSize", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",
            "{b[3], b[2]});\n      }\n    }\n  }\n\n  // Products", FLASH),
     Defect("wrong fragment row", MMA, "lane % 8 + lane / 16 * 8", "lane % 16", FLASH),
@@ -236,11 +244,11 @@ DEFECTS = [
            "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
     Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
            "sums[threadIdx.x] = sum;", FLASH),
-    Defect("warpgroups: copies ignore free", WGMMA, "if (mbarrier_test(&t.free, parity)) return;",
+    Defect("warpgroups: copies ignore free", FEED, "if (mbarrier_test(&t.free, parity)) return;",
            "if (parity >= 0) return;", FLASH),
-    Defect("warpgroups: copies keep quiet while they wait", WGMMA,
+    Defect("warpgroups: copies keep quiet while they wait", FEED,
            "    flush();\n    mbarrier_wait", "    mbarrier_wait", FLASH),
-    Defect("warpgroups: told too early", WGMMA, "copy_wait<2>();", "copy_wait<3>();", FLASH),
+    Defect("warpgroups: told too early", FEED, "copy_wait<2>();", "copy_wait<3>();", FLASH),
     Defect("warpgroups: K released early", WGMMA, "      group_wait<1>(s);\n      end_scores();",
            "      end_scores();\n      group_wait<1>(s);", FLASH),
     Defect("warpgroups: V released early", WGMMA, "    group_wait<0>(out);\n    release(bars.v[values++ % kStages]);",
@@ -248,11 +256,11 @@ DEFECTS = [
     Defect("warpgroups: Q released early", WGMMA, "    queries++;\n    begin_scores();",
            "    queries++;\n    release(bars.q);\n    begin_scores();", FLASH),
     Defect("warpgroups: scores read too early", WGMMA, "group_wait<1>(s)", "group_wait<2>(s)", FLASH),
-    Defect("warpgroups: barrier count off by one", WGMMA, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
+    Defect("warpgroups: barrier count off by one", FEED, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
     Defect("warpgroups: nobody begins", WGMMA, "if (group == 1 && begin + 1 < end) your_turn();", "", FLASH),
-    Defect("warpgroups: wrong columns", WGMMA, "k % 4 * 32", "k % 4 * 16", FLASH),
-    Defect("warpgroups: wrong panel", WGMMA, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
-    Defect("warpgroups: pieces not swapped", WGMMA, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
+    Defect("warpgroups: wrong columns", FEED, "k % 4 * 32", "k % 4 * 16", FLASH),
+    Defect("warpgroups: wrong panel", FEED, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
+    Defect("warpgroups: pieces not swapped", FEED, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
 

@@ -694,17 +694,25 @@ SEQKERN_INLINE void group_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
+// What comes before this, and computes x, is not put off until after it, nor what comes after done before.
+template <int kCount>
+SEQKERN_INLINE void settle(float (&x)[kCount]) {
+#if SEQKERN_HOSTCUDA
+  (void)x;
+#else
+  SEQKERN_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(x[i])::"memory");
+#endif
+}
 // Until at most kPending of the products committed last are under way; `d` is the result of one that has ended.
 template <int kPending, int kCount>
 SEQKERN_INLINE void group_wait(float (&d)[kCount]) {
 #if SEQKERN_HOSTCUDA
-  (void)d;
   hostcuda::wgmma_wait(kPending);
 #elif SEQKERN_HOPPER
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-  SEQKERN_UNROLL
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 #endif
+  settle(d);
 }
 // What this thread wrote to shared memory, or copied there and waited for, is there for products of a warpgroup.
 SEQKERN_INLINE void fence_products() {

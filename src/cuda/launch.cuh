@@ -1,9 +1,12 @@
 // Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
 #pragma once
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cuda/device.cuh"
 
@@ -25,7 +28,7 @@ struct Launch {
 // capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
-  bool has_body;  // of a kernel with static shared memory: false where SEQKERN_HOPPER left it empty
+  bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
 };
 
 inline constexpr int kPortableCluster = 8;  // the size every device that knows clusters promises
@@ -35,16 +38,20 @@ inline constexpr int kPortableCluster = 8;  // the size every device that knows 
 inline int active_clusters(const void*, int cluster, int, std::size_t) {
   return cluster <= hostcuda::config.max_cluster ? 1 << 16 : 0;
 }
-inline index_t blocks_together(const void*, int, std::size_t) { return hostcuda::config.max_together; }
-inline void clear(void* to, std::size_t bytes, cudaStream_t) { std::memset(to, 0, bytes); }
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
+inline Limits limits(const void*) {
+  return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1};
+}
+  if (l.together) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
-  hostcuda::launch(
-      l.blocks, l.threads, l.cluster, l.together, l.shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+  auto call = [](void* f) { (*static_cast<decltype(body)*>(f))(); };
+  hostcuda::launch(l.blocks, l.threads, l.cluster, l.together, l.shared_bytes, call, &body);
 }
 
 #else
@@ -70,30 +77,56 @@ inline void check(cudaError_t error) {
   throw DeviceError("CUDA: " + meaning(error));
 }
 
-inline Limits limits(const void* kernel) {
-  int device, shared;
-  cudaFuncAttributes code;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  check(cudaFuncGetAttributes(&code, kernel));
-  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.sharedSizeBytes > 0};
+// What ask(device, kernel, details...) says on the current device. It is asked once: asking takes the driver as long as
+// a small kernel runs.
+template <class Answer, class... Details>
+Answer once(Answer (*ask)(int, const void*, Details...), const void* kernel, Details... details) {
+  using Question = std::tuple<decltype(ask), int, const void*, Details...>;
+  static std::mutex mutex;
+  static std::map<Question, Answer> known;
+  Question question{ask, 0, kernel, details...};
+  check(cudaGetDevice(&std::get<1>(question)));
+  std::lock_guard lock(mutex);
+  auto at = known.find(question);
+  if (at == known.end()) at = known.emplace(question, ask(std::get<1>(question), kernel, details...)).first;
+  return at->second;
 }
 
-inline int multiprocessors() {
-  int device, count;
-  check(cudaGetDevice(&device));
+inline Limits ask_limits(int device, const void* kernel) {
+  int shared;
+  cudaFuncAttributes code;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(cudaFuncGetAttributes(&code, kernel));
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.numRegs > 32};
+}
+inline Limits limits(const void* kernel) { return once(ask_limits, kernel); }
+
+inline int ask_multiprocessors(int device, const void*) {
+  int count;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
 }
+inline int multiprocessors() { return once(ask_multiprocessors, nullptr); }
 
-// How many clusters of this size, of blocks so large, the device runs at once; 0: none.
-inline int active_clusters(const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+// Lets a kernel have all the shared memory there is, and clusters of more than the portable size.
+inline bool ask_for_all(int, const void* kernel) {
+  Limits most = limits(kernel);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most.max_shared));
+  if (most.max_cluster > 1) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  return true;
+}
+
+inline cudaLaunchAttribute cluster_attribute(int cluster) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = unsigned(cluster);
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+inline int ask_active_clusters(int, const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  once(ask_for_all, kernel);
+  auto attribute = cluster_attribute(cluster);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(cluster)), config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared_bytes, config.attrs = &attribute, config.numAttrs = 1;
@@ -102,32 +135,31 @@ inline int active_clusters(const void* kernel, int cluster, int threads, std::si
   cudaGetLastError();
   return 0;
 }
+// How many clusters of this size, of blocks so large, the device runs at once; 0: none.
+inline int active_clusters(const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  return once(ask_active_clusters, kernel, cluster, threads, shared_bytes);
+}
 
+inline int ask_blocks_together(int, const void* kernel, int threads, std::size_t shared_bytes) {
+  once(ask_for_all, kernel);
+  int each = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes));
+  return multiprocessors() * each;
+}
 // How many blocks the device runs at the same time.
 inline index_t blocks_together(const void* kernel, int threads, std::size_t shared_bytes) {
-  int device, processors, each = 0;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes));
-  return index_t(processors) * each;
+  return once(ask_blocks_together, kernel, threads, shared_bytes);
 }
 inline void clear(void* to, std::size_t bytes, cudaStream_t stream) { check(cudaMemsetAsync(to, 0, bytes, stream)); }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
-  if (l.shared_bytes > 16 * 1024)  // more than 48 KB, the static ones counted in, has to be asked for
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
-  if (l.cluster > kPortableCluster)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attribute{};
+  // More shared memory than 48 KB, the static counted in, has to be asked for.
+  if (l.shared_bytes > 16 * 1024 || l.cluster > 1) once(ask_for_all, reinterpret_cast<const void*>(kernel));
+  auto attribute = cluster_attribute(l.cluster);
   if (l.together) {
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
-  } else {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = unsigned(l.cluster);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;

@@ -11,6 +11,8 @@
 // A masked position has weight 0, and 0 times a NaN is NaN: a warp whose sums came out so says it in `spoiled`, and the
 // kernels in plain arithmetic, which leave masked products out, do its rows again.
 #pragma once
+#include <cstdlib>
+
 #include "attention_gradient.cuh"
 
 namespace seqkern::cuda {
@@ -20,6 +22,7 @@ template <class T, int kWidth>
 struct WarpProducts {
   static constexpr int kUnit = 16;                    // rows that go together
   static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
+  static constexpr bool kHopper = false;
   using Sums = float[kWidth / 8][4];
 
   SEQKERN_INLINE static void fence() {}
@@ -46,9 +49,8 @@ struct WarpProducts {
     int lane = lane_id();
     SEQKERN_UNROLL
     for (int j = 0; j < kTiles; j += 2) {
-      const float *low = tile[j], *high = tile[j + 1];
-      std::uint32_t a[4] = {pack<T>(low[0], low[1]), pack<T>(low[2], low[3]), pack<T>(high[0], high[1]),
-                            pack<T>(high[2], high[3])};
+      std::uint32_t a[4];
+      pack_pair<T>(a, tile[j], tile[j + 1]);
       SEQKERN_UNROLL
       for (int n = 0; n < kWidth / 8; n += 2) {
         std::uint32_t b[4];
@@ -87,8 +89,77 @@ struct WarpProducts {
   }
 };
 
+// Products of a warpgroup (compute capability 9.0a), which run in the background.
+template <class T, int kWidth>
+struct GroupProducts {
+  static constexpr int kUnit = 64, kAll = kWalkRows / 8;
+  static constexpr bool kHopper = true;
+  using Sums = float[kWidth / 8][4];
+  using Weights = std::uint32_t[kAll / 2][4];
+
+  SEQKERN_INLINE static void fence() { fence_products(); }
+  template <int kTiles>
+  SEQKERN_INLINE static auto flat(Tile<kTiles>& tile) -> float (&)[kTiles * 4] {
+    return reinterpret_cast<float(&)[kTiles * 4]>(tile);
+  }
+
+  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked,
+                                           Tile<kAll>& sums) {
+    SEQKERN_UNROLL
+    for (int k = 0; k < kWidth / 16; ++k)
+      multiply_group<T, kWalkRows>(flat(sums), own.columns(k, warp_id() / 4 * 64), walked.columns(k), k > 0);
+    group_commit();
+  }
+  SEQKERN_INLINE static void pack_all(Weights& weights, const Tile<kAll>& tile) {
+    SEQKERN_UNROLL
+    for (int j = 0; j < kAll; j += 2) pack_pair<T>(weights[j / 2], tile[j], tile[j + 1]);
+  }
+  SEQKERN_INLINE static void accumulate(const Weights& weights, const Walked<T, kWidth>& walked, Sums& sums) {
+    group_fence();
+    SEQKERN_UNROLL
+    for (int j = 0; j < kAll / 2; ++j) multiply_group<T, kWidth>(flat(sums), weights[j], walked.rows(j));
+    group_commit();
+  }
+
+  template <class Powers, class Slopes>
+  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
+                                 const Walked<T, kWidth>& dout, Powers powers, Slopes slopes, Sums& dk, Sums& dv) {
+    Tile<kAll> s = {}, dp = {};
+    Weights p, ds;
+    group_fence();
+    multiply_rows(k, q, s);
+    multiply_rows(v, dout, dp);
+    group_wait<1>(flat(s));
+    powers(s, 0);
+    pack_all(p, s);
+    accumulate(p, dout, dv);
+    group_wait<1>(flat(dp));
+    slopes(s, dp, 0);
+    pack_all(ds, dp);
+    accumulate(ds, q, dk);
+    group_wait<0>(flat(dk));
+    group_wait<0>(flat(dv));
+  }
+  template <class Powers, class Slopes>
+  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
+                                const Walked<T, kWidth>& v, Powers powers, Slopes slopes, Sums& sums) {
+    Tile<kAll> s = {}, dp = {};
+    Weights ds;
+    group_fence();
+    multiply_rows(q, k, s);
+    multiply_rows(dout, v, dp);
+    group_wait<1>(flat(s));
+    powers(s, 0);
+    group_wait<0>(flat(dp));
+    slopes(s, dp, 0);
+    pack_all(ds, dp);
+    accumulate(ds, k, sums);
+    group_wait<0>(flat(sums));
+  }
+};
+
 template <class T, int kWidth, Between kBetween, class Products>
-__global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ Gradients<T> a) {
+SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   constexpr bool kFull = kBetween == Between::anything;
   const AttentionBackward& p = a.p;
@@ -141,7 +212,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
       auto run = [&]<bool kWhole>() {
         a.template for_elements<kBetween, true, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
           float& x = s[n][half * 2 + e];
-          x = a.template power_of<kWhole>(x, row[(from + n) * 8 + lane % 4 * 2 + e], mine + half * 8, bias);
+          x = a.template power_of<kBetween, kWhole>(x, row[(from + n) * 8 + lane % 4 * 2 + e], mine + half * 8, bias);
         });
       };
       if constexpr (kFull) return;  // slopes does it all
@@ -149,13 +220,15 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
       else run.template operator()<false>();
     };
     auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
-      SEQKERN_UNROLL
-      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        int r = (from + n) * 8 + lane % 4 * 2 + e % 2;
-        if constexpr (kFull) a.weigh(s[n][e], dp[n][e], row[r], memory.full()[r], mine + e / 2 * 8);
-        else dp[n][e] = a.slope_of(s[n][e], dp[n][e], row[r]);
-      }
+      auto run = [&]<bool kWhole>() {
+        for_tile<kTiles>([&](int n, int e) {
+          int r = (from + n) * 8 + lane % 4 * 2 + e % 2;
+          if constexpr (kFull) a.weigh(s[n][e], dp[n][e], row[r], memory.full()[r], mine + e / 2 * 8);
+          else dp[n][e] = a.template slope_of<kWhole>(s[n][e], dp[n][e], row[r]);
+        });
+      };
+      if (kBetween == Between::interval && whole) run.template operator()<true>();
+      else run.template operator()<false>();
     };
     Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dk, dv);
   }
@@ -174,7 +247,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
 }
 
 template <class T, int kWidth, Between kBetween, class Products>
-__global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ Gradients<T> a) {
+SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
@@ -225,7 +298,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __gri
       auto run = [&]<bool kWhole>() {
         a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
           float& x = s[n][half * 2 + e];
-          x = a.template power_of<kWhole>(x, row[half], at + (from + n) * 8 + e, bias);
+          x = a.template power_of<kBetween, kWhole>(x, row[half], at + (from + n) * 8 + e, bias);
         });
       };
       if constexpr (kBetween == Between::anything) return;  // slopes does it all
@@ -233,15 +306,17 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __gri
       else run.template operator()<false>();
     };
     auto slopes = [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int from) {
-      SEQKERN_UNROLL
-      for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        int j = at + (from + n) * 8 + e % 2;
-        float ds;
-        if constexpr (kBetween == Between::anything) ds = a.weigh(s[n][e], dp[n][e], row[e / 2], full[e / 2], j);
-        else dp[n][e] = ds = a.slope_of(s[n][e], dp[n][e], row[e / 2]);
-        if (kBetween != Between::interval && dmask[e / 2] && j < p.key_len) dmask[e / 2][j] = ds;
-      }
+      auto run = [&]<bool kWhole>() {
+        for_tile<kTiles>([&](int n, int e) {
+          int j = at + (from + n) * 8 + e % 2;
+          float ds;
+          if constexpr (kBetween == Between::anything) ds = a.weigh(s[n][e], dp[n][e], row[e / 2], full[e / 2], j);
+          else dp[n][e] = ds = a.template slope_of<kWhole>(s[n][e], dp[n][e], row[e / 2]);
+          if (kBetween != Between::interval && dmask[e / 2] && j < p.key_len) dmask[e / 2][j] = ds;
+        });
+      };
+      if (kBetween == Between::interval && whole) run.template operator()<true>();
+      else run.template operator()<false>();
     };
     Products::dq(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dq);
   }
@@ -253,6 +328,15 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __gri
   unsigned spoiled = ballot(store_rows<T, kWidth>(dq, float(p.scale), p.head_dim, to));
   int at = ((b * int(p.heads) + head) * tiles + tile) * kGradientWarps + warp_id();
   if (a.rows_spoiled && lane == 0) a.rows_spoiled[at] = spoiled != 0;
+}
+
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_keys<T, kWidth, kBetween, Products>(a);
+}
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_rows<T, kWidth, kBetween, Products>(a);
 }
 
 // Tile (b, head, 128 rows, 64 keys) of dmask, summed over the sequences and heads it was broadcast to.
@@ -301,7 +385,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
         int c = half * 2 + e, j = from + (part + n) * 8 + e;
         float& ds = sums[part + n][c];
         if constexpr (kBetween == Between::anything) ds += a.weigh(s[n][c], dp[n][c], row[half], full[half], j);
-        else ds += a.slope_of(a.template power_of<false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
+        else ds += a.template slope_of<false>(a.template power_of<kBetween, false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
       });
     }
   }
@@ -342,30 +426,49 @@ inline index_t row_blocks(const AttentionInputs& p) { return p.batch * p.heads *
 struct Given {
   bool inputs = false, mask = false;
 };
+template <class T>
+bool launch_over(void (*kernel)(Gradients<T>), index_t blocks, std::size_t bytes, const Gradients<T>& a,
+                 cudaStream_t stream) {
+  Launch l{dim3(unsigned(blocks)), dim3(32 * kGradientWarps), bytes};
+  l.stream = stream;
+  if (bytes > std::size_t(limits(reinterpret_cast<const void*>(kernel)).max_shared)) return false;
+  if (blocks) launch(l, kernel, a);
+  return true;
+}
+template <class T, int kWidth, Between kBetween, template <class, int> class Products>
+bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
+  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween>::kBytes;
+  using P = Products<T, kWidth>;
+  auto dkv = dkv_mma_kernel<T, kWidth, kBetween, P>;
+  if (P::kHopper && !limits(reinterpret_cast<const void*>(dkv)).has_body) return false;
+  return launch_over(dkv, key_blocks(a.p), kBytes, a, stream) &&
+         launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, row_blocks(a.p), kBytes, a, stream);
+}
+// Until it is known which is faster where: SEQKERN_ATTENTION_BACKWARD=warps leaves the products of warpgroups out.
+inline bool uses_groups() {
+  static const char* chosen = std::getenv("SEQKERN_ATTENTION_BACKWARD");
+  return !chosen || *chosen != 'w';
+}
 template <class T, int kWidth, Between kBetween>
 Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   const AttentionBackward& p = a.p;
-  bool fits = true;
-  auto run = [&](auto kernel, index_t blocks, std::size_t bytes) {
-    Launch l{dim3(unsigned(blocks)), dim3(32 * kGradientWarps), bytes};
-    l.stream = stream;
-    fits = fits && bytes <= std::size_t(limits(reinterpret_cast<const void*>(kernel)).max_shared);
-    if (fits && blocks) launch(l, kernel, a);
-  };
   const index_t sizes[4] = {p.batch, p.heads, p.query_len, p.key_len}, *step = p.dmask_strides;
   auto real = [&](int i) { return step[i] || sizes[i] == 1; };
-  bool wanted = p.dmask && p.dmask_count, tiled = wanted && real(2) && real(3);
+  bool tiled = p.dmask && p.dmask_count && real(2) && real(3);
   a.stores_dmask = tiled && real(0) && real(1);
-  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween>::kBytes;
-  run(dkv_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, key_blocks(p), kBytes);
-  run(dq_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, row_blocks(p), kBytes);
+  Given given{false, a.stores_dmask};
+  if constexpr (kBetween != Between::anything)
+    given.inputs = uses_groups() && launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
+  if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween, WarpProducts>(a, stream);
+  if (!given.inputs) return {};
   if constexpr (kBetween != Between::interval)
     if (tiled && !a.stores_dmask) {
       index_t blocks = ceil_div(p.query_len, kOwnRows) * ceil_div(p.key_len, kWalkRows);
-      run(dmask_mma_kernel<T, kWidth, kBetween>, blocks * (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1),
-          (2 * Own<T, kWidth>::kSize + 2 * Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T));
+      blocks *= (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1);
+      std::size_t bytes = (2 * Own<T, kWidth>::kSize + 2 * Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T);
+      given.mask = launch_over(dmask_mma_kernel<T, kWidth, kBetween>, blocks, bytes, a, stream);
     }
-  return {fits, fits && tiled};
+  return given;
 }
 // Nothing where the device has too little shared memory.
 template <class T>

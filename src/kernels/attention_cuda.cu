@@ -52,8 +52,8 @@ void forward(const AttentionForward& p, void* workspace, cudaStream_t stream) {
     if (fits_mma(p)) {
       auto spoiled = masks(p) ? static_cast<unsigned char*>(workspace) : nullptr;
       bool narrow = p.head_dim <= 64 && p.value_dim <= 64;
-      bool done = fits_wgmma(p) && (narrow ? launch_wgmma<T, 64>(p, score, spoiled, stream)
-                                           : launch_wgmma<T, kMaxMmaWidth>(p, score, spoiled, stream));
+      bool done = fits_wgmma(p) && (narrow ? launch_wgmma<T, 64>(p, spoiled, stream)
+                                           : launch_wgmma<T, kMaxMmaWidth>(p, spoiled, stream));
       done = done || (narrow ? launch_mma<T, 64>(p, score, spoiled, stream)
                              : launch_mma<T, kMaxMmaWidth>(p, score, spoiled, stream));
       if (done && !spoiled) return;

@@ -8,7 +8,7 @@ namespace seqkern::cuda {
 inline constexpr int kOwnRows = 128, kWalkRows = 64, kGradientWarps = kOwnRows / 16;
 
 // [kRows, kWidth] of T in shared memory: sheets of 64 columns, a row of a sheet being eight pieces of 16 bytes, piece c
-// of row r at c ^ (r % 8).
+// of row r at c ^ (r % 8), as products of a warpgroup want them.
 template <class T, int kWidth, int kRows>
 struct Sheets {
   static constexpr int kSize = kRows * kWidth;
@@ -17,6 +17,12 @@ struct Sheets {
   SEQKERN_INLINE T* piece(int row, int c) const {
     return data + (c / 8 * kRows + row) * 64 + ((c % 8) ^ (row % 8)) * 8;
   }
+  // Operands of a warpgroup: columns [16 k, 16 k + 16) of rows from `row` on; rows [16 k, 16 k + 16) transposed.
+  SEQKERN_INLINE std::uint64_t columns(int k, int row = 0) const {
+    return operand(data + (k / 4 * kRows + row) * 64 + k % 4 * 16);
+  }
+  SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data + k * 16 * 64, kRows * 128); }
+
   // Rows as they are in global memory; zeros past `width` and where there is no row.
   template <class Rows>
   SEQKERN_INLINE void fetch(const Rows& rows, int width) const {
@@ -38,6 +44,19 @@ using Walked = Sheets<T, kWidth, kWalkRows>;
 // A warp's sixteen rows against 8 kTiles of those walked.
 template <int kTiles>
 using Tile = float[kTiles][4];
+// f(n, i) for this lane's elements of it.
+template <int kTiles, class F>
+SEQKERN_INLINE void for_tile(F f) {
+  SEQKERN_UNROLL
+  for (int n = 0; n < kTiles; ++n) SEQKERN_UNROLL
+  for (int i = 0; i < 4; ++i) f(n, i);
+}
+// Two tiles as the left factor of a product.
+template <class T>
+SEQKERN_INLINE void pack_pair(std::uint32_t (&a)[4], const float (&low)[4], const float (&high)[4]) {
+  a[0] = pack<T>(low[0], low[1]), a[1] = pack<T>(low[2], low[3]);
+  a[2] = pack<T>(high[0], high[1]), a[3] = pack<T>(high[2], high[3]);
+}
 
 // What every element asks of its row of queries: the logarithm (base 2) that its power is taken relative to, dout . out,
 // the keys it sees. A row that sees nothing, and one past the end, sees [0, 0).
@@ -115,15 +134,17 @@ struct Gradients {
   }
 
   // P of a product q . k where an interval and a bias lie between.
-  template <bool kWhole>
+  template <Between kBetween, bool kWhole>
   SEQKERN_INLINE float power_of(float product, const RowTerms& row, int key, float bias) const {
-    float e = exp2_flushed(product * factor + (bias * kLogBase<float> - row.lse));
-    return (kWhole || row.sees(key)) && bias != -infinity<float>() ? e : 0;
+    constexpr bool kBias = kBetween == Between::bias;
+    float shift = kBias ? bias * kLogBase<float> - row.lse : -row.lse, e = exp2_approximate(product * factor + shift);
+    return (kWhole || row.sees(key)) && !(kBias && bias == -infinity<float>()) ? e : 0;
   }
-  // dS, before the scale. Where P is 0 dP may be NaN.
+  // dS, before the scale. Where P is 0 dP may be NaN, but not where nothing is masked.
+  template <bool kWhole>
   SEQKERN_INLINE static float slope_of(float power, float dp, const RowTerms& row) {
     float ds = power * (dp - row.delta);
-    return power != 0 ? ds : 0;
+    return kWhole || power != 0 ? ds : 0;
   }
   // dropout(P) and dS in place of q . k and dP, whatever lies between. Returns dS before the cap.
   SEQKERN_INLINE float weigh(float& s, float& dp, const RowTerms& row, const QueryRow<float>& full, int key) const {

@@ -1,4 +1,4 @@
-// Layer norm and RMS norm on the GPU: several passes over a row that is then in L1.
+// Layer norm and RMS norm on the GPU: several passes over a row that is in registers, or in L1, by then.
 //
 // As on the CPU, the mean of the first pass is a rounded one; the second finds what it lacks, c = mean(s - mean), so
 // that the row is (s - mean - c) rstd without cancellation. Backward finds c again and hands it to the gradients of
@@ -18,13 +18,14 @@ __global__ void norm_forward_kernel(NormForward p) {
   Given<A> weight{static_cast<const A*>(p.weight), 1}, bias{static_cast<const A*>(p.bias), 0};
   for_rows(p.rows, [&](index_t r) {
     index_t C = p.columns;
-    auto s = static_cast<const T*>(p.x) + r * C;
+    auto row = static_cast<const T*>(p.x) + r * C;
     if (p.residual) {  // every thread reads back only what it wrote
       auto summed = static_cast<T*>(p.summed) + r * C;
       map_columns<kWidth>(
-          C, summed, [](index_t, A x, A y) { return x + y; }, s, static_cast<const T*>(p.residual) + r * C);
-      s = summed;
+          C, summed, [](index_t, A x, A y) { return x + y; }, row, static_cast<const T*>(p.residual) + r * C);
+      row = summed;
     }
+    KeptRow<T, kWidth> s(row, C);
     A mean = 0, shift = 0, squares = 0;
     if (kCentred) {
       for_columns<kWidth>(C, [&](index_t, A v) { mean += v; }, s);
@@ -61,7 +62,7 @@ __global__ void norm_backward_kernel(NormBackward p, acc_t<T>* shifts) {
   Given<A> weight{static_cast<const A*>(p.weight), 1};
   for_rows(p.rows, [&](index_t r) {
     index_t C = p.columns;
-    auto s = static_cast<const T*>(p.summed) + r * C, dy = static_cast<const T*>(p.dy) + r * C;
+    KeptRow<T, kWidth> s(static_cast<const T*>(p.summed) + r * C, C), dy(static_cast<const T*>(p.dy) + r * C, C);
     Given<T> dsummed{p.dsummed ? static_cast<const T*>(p.dsummed) + r * C : nullptr, 0};
     A mean = kCentred ? static_cast<const A*>(p.mean)[r] : A(0), rstd = static_cast<const A*>(p.rstd)[r];
     A shift = 0, mean_g = 0, along = 0;

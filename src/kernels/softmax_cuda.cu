@@ -1,5 +1,4 @@
-// Softmax, log-softmax and cross-entropy on the GPU. A row is read once for the maximum and once for the sum, from
-// then on out of L1 or L2.
+// Softmax, log-softmax and cross-entropy on the GPU. A row that a block can keep in registers is read once.
 #include "seqkern/softmax.h"
 
 #include "cuda/rows.cuh"
@@ -22,7 +21,7 @@ SEQKERN_INLINE A power(A x) {
 
 // max and sum of exp(x - max) of a row. A row of -inf alone has max 0 here, so that no NaN is made.
 template <int kWidth, class T, class A = acc_t<T>>
-SEQKERN_INLINE Lse<A> row_lse(const T* x, index_t columns) {
+SEQKERN_INLINE Lse<A> row_lse(const KeptRow<T, kWidth>& x, index_t columns) {
   A top = -infinity<A>(), sum = 0;
   for_columns<kWidth>(columns, [&](index_t, A v) { top = Max{}(v, top); }, x);
   top = reduce_row(Max{}, top);
@@ -35,9 +34,9 @@ template <class T, int kWidth>
 __global__ void softmax_forward_kernel(SoftmaxForward p) {
   using A = acc_t<T>;
   for_rows(p.rows, [&](index_t r) {
-    auto x = static_cast<const T*>(p.x) + r * p.columns;
+    KeptRow<T, kWidth> x(static_cast<const T*>(p.x) + r * p.columns, p.columns);
     auto y = static_cast<T*>(p.y) + r * p.columns;
-    auto s = row_lse<kWidth>(x, p.columns);
+    auto s = row_lse(x, p.columns);
     if (p.log) {
       A log_sum = log(s.sum);  // apart from the maximum, which may be far larger
       map_columns<kWidth>(p.columns, y, [&](index_t, A v) { return v - s.max - log_sum; }, x);
@@ -52,7 +51,8 @@ template <class T, int kWidth>
 __global__ void softmax_backward_kernel(SoftmaxBackward p) {
   using A = acc_t<T>;
   for_rows(p.rows, [&](index_t r) {
-    auto y = static_cast<const T*>(p.y) + r * p.columns, dy = static_cast<const T*>(p.dy) + r * p.columns;
+    KeptRow<T, kWidth> y(static_cast<const T*>(p.y) + r * p.columns, p.columns);
+    KeptRow<T, kWidth> dy(static_cast<const T*>(p.dy) + r * p.columns, p.columns);
     auto dx = static_cast<T*>(p.dx) + r * p.columns;
     A sum = 0;
     for_columns<kWidth>(p.columns, [&](index_t, A v, A d) { sum += p.log ? d : d * v; }, y, dy);
@@ -67,14 +67,15 @@ __global__ void cross_entropy_forward_kernel(CrossEntropyForward p) {
   using A = acc_t<T>;
   A smooth = A(p.label_smoothing);
   for_rows(p.rows, [&](index_t r) {
-    auto x = static_cast<const T*>(p.logits) + r * p.columns;
+    auto logits = static_cast<const T*>(p.logits) + r * p.columns;
     index_t t = p.target[r];
     A loss = 0, lse = 0;
     if (t != p.ignore_index) {
-      auto s = row_lse<kWidth>(x, p.columns);
+      KeptRow<T, kWidth> x(logits, p.columns);
+      auto s = row_lse(x, p.columns);
       A log_sum = log(s.sum);
       lse = s.max + log_sum;
-      loss = (1 - smooth) * (log_sum - (load(x + t) - s.max));  // no cancellation against a large max
+      loss = (1 - smooth) * (log_sum - (load(logits + t) - s.max));  // no cancellation against a large max
       if (smooth != 0) {
         A total = 0;
         for_columns<kWidth>(p.columns, [&](index_t, A v) { total += v - s.max; }, x);
