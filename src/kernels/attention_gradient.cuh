@@ -137,7 +137,7 @@ struct Gradients {
   template <Between kBetween, bool kWhole>
   SEQKERN_INLINE float power_of(float product, const RowTerms& row, int key, float bias) const {
     constexpr bool kBias = kBetween == Between::bias;
-    float shift = kBias ? bias * kLogBase<float> - row.lse : -row.lse, e = exp2_approximate(product * factor + shift);
+    float shift = kBias ? bias * kLogBase<float> - row.lse : -row.lse, e = exp2_flushed(product * factor + shift);
     return (kWhole || row.sees(key)) && !(kBias && bias == -infinity<float>()) ? e : 0;
   }
   // dS, before the scale. Where P is 0 dP may be NaN, but not where nothing is masked.

@@ -104,7 +104,7 @@ __global__ void clusters(Word32* out) {
 }
 
 __global__ void powers(Word32* out) {
-  for (int i = int(threadIdx.x); i < kWords; i += 32) out[i] = bit_cast<Word32>(exp2_approximate(float(i % 200 - 140)));
+  for (int i = int(threadIdx.x); i < kWords; i += 32) out[i] = bit_cast<Word32>(exp2_flushed(float(i % 200 - 140)));
 }
 
 // Products of a warpgroup over small integers, whose sums are exact, and the barriers beside them.
