@@ -41,10 +41,8 @@ inline int active_clusters(const void*, int cluster, int, std::size_t) {
 inline Limits limits(const void*) {
   return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1};
 }
-  if (l.together) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
+inline index_t blocks_together(const void*, int, std::size_t) { return hostcuda::config.max_together; }
+inline void clear(void* to, std::size_t bytes, cudaStream_t) { std::memset(to, 0, bytes); }
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
