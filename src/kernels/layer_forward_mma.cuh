@@ -41,8 +41,8 @@ struct StepWalk {
   const StepArguments& a;
   const RecurrentForward& p;
   const Cell& cell;
-  index_t H, n, length, groups;
-  int size, row;
+  index_t H, n, groups;
+  int size, row, length;
   bool there;
   Range tiles;
   std::uint64_t* full = nullptr;  // a barrier for either state; null in a lone block
@@ -58,7 +58,7 @@ struct StepWalk {
     row = lane_row();
     n = a.first + index_t(blockIdx.x / unsigned(size)) * kRows + row;
     there = n < p.batch;
-    length = there ? p.lengths ? p.lengths[n] : p.seq_len : 0;
+    length = there ? int(p.lengths ? p.lengths[n] : p.seq_len) : 0;
     if (!kTeam && size > 1) full = reinterpret_cast<std::uint64_t*>(shared);
     bytes = int(ceil_div(H, kUnits)) * kCells * 64;
     Pieces pieces{shared, kBarrierBytes};

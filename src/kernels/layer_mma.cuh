@@ -75,7 +75,9 @@ struct RightFactor {
 
   static constexpr std::size_t bytes(index_t groups) { return std::size_t(groups) * kGroup * 256; }
   // Rows 0-3 and 4-7 change places in every other pair of words: no bank conflicts.
-  SEQKERN_INLINE std::uint64_t* at(index_t word, int row) const { return words + word * kRows + (row ^ word / 2 % 2 * 4); }
+  SEQKERN_INLINE std::uint64_t* at(index_t word, int row) const {
+    return words + word * kRows + (row ^ word / 2 % 2 * 4);
+  }
   // What this lane holds of the factor of a step: lane() [32 step].
   SEQKERN_INLINE const std::uint64_t* lane() const { return at(lane_id() % 4, lane_id() / 4); }
 };
@@ -145,7 +147,8 @@ struct HeldWeights {
     if (tile_of(0) < tiles) {
       SEQKERN_UNROLL
       for (int s = 0; s < kHeldGroups * kGroup; ++s) {
-        if (s / kGroup < groups) cuda::load(held[s], global + (index_t(tile_of(0)) * groups * kGroup + s) * 32 + lane_id());
+        const Factor* from = global + (index_t(tile_of(0)) * groups * kGroup + s) * 32 + lane_id();
+        if (s / kGroup < groups) cuda::load(held[s], from);
         else held[s][0] = held[s][1] = held[s][2] = held[s][3] = 0;
       }
     }
