@@ -242,7 +242,7 @@ DEFECTS = [
     Defect("decode: factors of other rows", DECODE, "shuffle(factor, 8 * t + 4)", "factor", FLASH),
     Defect("decode: columns in another order", DECODE, "out[4 * i + w][m + 2], out[4 * i + w + 1][m],",
            "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
-    Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
+    Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n    sync_block();",
            "sums[threadIdx.x] = sum;", FLASH),
     Defect("warpgroups: copies ignore free", FEED, "if (mbarrier_test(&t.free, parity)) return;",
            "if (parity >= 0) return;", FLASH),

@@ -243,33 +243,41 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<acc_t<T>>, kWidth ? 3 : 2)
   walk_piece<kColumns>(p, score, team, &rows[0], piece, index_t(blockIdx.y) * kColumns * kSide, partial);
 }
 
-// A block for 32 columns of a row: the pieces in order, as if they had been one walk.
+// A block for a row, or for 32 columns of it where rows are few: the pieces in order, as if they had been one walk.
 template <class T>
 __global__ void __launch_bounds__(32 * kJoinWarps)
     attention_join_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
                           index_t pieces, Partial<acc_t<T>> partial) {
   using A = acc_t<T>;
+  SEQKERN_SHARED(A, factors, 32 * kJoinWarps);
   SEQKERN_SHARED(A, sums, 32 * kJoinWarps);
   index_t all = p.group() * p.query_len, pair = blockIdx.x / all, r = blockIdx.x % all, b = pair / p.kv_heads;
   QueryRow<A> row = score.row(b, pair % p.kv_heads * p.group(), r);
   if (row.i < 0) return;
-  auto at = [&](index_t piece) { return (pair * pieces + piece) * kMine + r; };
+  const Softmax<A>* states = partial.state + pair * pieces * kMine + r;
   Softmax<A> state;
-  for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.max = Max{}(partial.state[at(i)].max, state.max);
+  for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.max = Max{}(states[i * kMine].max, state.max);
   state.max = reduce_row(Max{}, state.max);
-  auto factor = [&](index_t i) { return power(partial.state[at(i)].max - state.base()); };
-  for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.sum += partial.state[at(i)].sum * factor(i);
+  auto factor = [&](index_t i) { return power(states[i * kMine].max - state.base()); };
+  for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.sum += states[i * kMine].sum * factor(i);
   state.sum = reduce_row(Sum{}, state.sum);
-  index_t d = blockIdx.y * kSide + lane_id();
-  A sum = 0;
-  if (d < p.value_dim)
-    for (index_t i = warp_id(); i < pieces; i += warps())
-      if (partial.state[at(i)].sum != 0) sum += partial.out[at(i) * p.value_dim + d] * factor(i);
-  sums[threadIdx.x] = sum;
-  sync_block();
-  if (warp_id() == 0 && d < p.value_dim) {
+  T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
+  for (index_t column = blockIdx.y * kSide; column < p.value_dim; column += gridDim.y * kSide) {
+    index_t d = column + lane_id();
+    const A* out = partial.out + (pair * pieces * kMine + r) * p.value_dim + (d < p.value_dim ? d : 0);
+    A sum = 0;
+    for (index_t first = 0; first < pieces; first += blockDim.x) {
+      index_t i = first + threadIdx.x, many = min_of(pieces - first, index_t(blockDim.x));
+      sync_block();  // the factors of the last round, and the sums of the last columns
+      if (i < pieces) factors[threadIdx.x] = factor(i);
+      sync_block();
+      SEQKERN_UNROLL_BY(8)
+      for (index_t j = warp_id(); j < many; j += warps()) sum += out[(first + j) * kMine * p.value_dim] * factors[j];
+    }
+    sums[threadIdx.x] = sum;
+    sync_block();
+    if (warp_id() || d >= p.value_dim) continue;
     for (int w = 1; w < warps(); ++w) sum += sums[w * 32 + lane_id()];
-    T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
     store(to + d, state.sum == 0 ? A(0) : sum * state.inverse());
   }
   if (threadIdx.x == 0 && blockIdx.y == 0) state.keep(p, row);
@@ -298,9 +306,9 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
     for_columns_of(p.value_dim, [&]<int kColumns>(unsigned blocks) {
       run(attention_decode_kernel<T, kColumns, 0>, blocks);
     });
-  auto columns = unsigned(p.value_dim ? ceil_div(p.value_dim, kSide) : 1);
-  index_t joining = min_of(ceil_div(pieces, 4), kJoinWarps);
-  Launch l{dim3(unsigned(pairs * p.group() * p.query_len), columns), dim3(32 * unsigned(joining))};
+  index_t rows = pairs * p.group() * p.query_len, joining = min_of(ceil_div(pieces, 4), kJoinWarps);
+  bool few = rows < 4 * multiprocessors() && p.value_dim;
+  Launch l{dim3(unsigned(rows), unsigned(few ? ceil_div(p.value_dim, kSide) : 1)), dim3(32 * unsigned(joining))};
   l.stream = stream;
   launch(l, attention_join_kernel<T>, p, score, pieces, partial);
 }

@@ -46,42 +46,48 @@ struct Schedule {
   }
 };
 
-// One tile of queries. Divisions are of 32 bits: all of it is done anew for every tile.
+// One tile of queries. Numbers have 32 bits and are found anew for every tile.
 struct GroupTile {
   const AttentionForward& p;
-  int pair, tile, length, all;
-  index_t b, kv_head, queries, keys, offset;
+  int pair, tile, length, all, b, kv_head, queries, keys, offset, left, right;  // left, right: kOpen where open
+  static constexpr int kOpen = 1 << 30;
 
   SEQKERN_INLINE GroupTile(const AttentionForward& p_, const Schedule& schedule, int n)
       : p(p_), length(int(p.query_len)), all(int(p.heads) / int(p.kv_heads) * length) {
     schedule.find(n, pair, tile);
-    b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads);
-    queries = p.queries(b), keys = p.keys(b), offset = p.bottom_right ? keys - queries : 0;
+    b = pair / int(p.kv_heads), kv_head = pair - b * int(p.kv_heads);
+    queries = int(p.queries(b)), keys = int(p.keys(b)), offset = p.bottom_right ? keys - queries : 0;
+    left = p.left < 0 || p.left > kOpen ? kOpen : int(p.left);
+    right = p.causal ? 0 : p.right < 0 || p.right > kOpen ? kOpen : int(p.right);
   }
   SEQKERN_INLINE int first() const { return tile * kGroupRows; }
 
-  SEQKERN_INLINE index_t low(index_t i) const { return p.left >= 0 && i + offset > p.left ? i + offset - p.left : 0; }
-  SEQKERN_INLINE index_t high(index_t i) const {
-    index_t most = keys;
-    if (p.causal) most = min_of(most, i + offset + 1);
-    return p.right >= 0 ? min_of(most, i + offset + p.right + 1) : most;
-  }
+  // The keys that row i sees, if low < high.
+  SEQKERN_INLINE int low(int i) const { return i + offset - left > 0 ? i + offset - left : 0; }
+  SEQKERN_INLINE int high(int i) const { return i + offset + 1 < keys - right ? i + offset + 1 + right : keys; }
+
   // As Score::row, without what a mask or a bias needs.
   SEQKERN_INLINE QueryRow<float> row(int r) const {
-    int head = r / length, i = r - head * length;
-    bool there = r < all && i < queries;
-    QueryRow<float> row{b, kv_head * (int(p.heads) / int(p.kv_heads)) + head, i, low(i), high(i), 0, 0, nullptr, 0};
-    if (!there || row.high <= row.low) row.low = row.high = 0;
-    if (r >= all || (!there && p.cu_q)) row.i = -1;
-    return row;
+    int head = r / length, i = r - head * length, from = low(i), to = high(i);
+    bool there = r < all && i < queries, live = there && from < to;
+    return {b,
+            kv_head * (int(p.heads) / int(p.kv_heads)) + head,
+            there || (r < all && !p.cu_q) ? i : -1,
+            live ? from : 0,
+            live ? to : 0,
+            0,
+            0,
+            nullptr,
+            0};
   }
   // The tiles of keys that rows of this one may see.
   SEQKERN_INLINE void keys_seen(int& begin, int& end) const {
-    int from = first() % length, last = min_of(first() + kGroupRows, all) - 1;
+    int from = first() % length, last = all - first() < kGroupRows ? all - 1 : first() + kGroupRows - 1;
     bool one_head = last - first() < length - from;
-    index_t lowest = one_head ? from : 0, highest = min_of(one_head ? from + last - first() : length - 1, queries - 1);
+    int lowest = one_head ? from : 0, highest = one_head ? from + last - first() : length - 1;
+    if (highest >= queries) highest = queries - 1;
     bool none = highest < lowest || high(highest) <= low(lowest);
-    begin = none ? 0 : int(low(lowest) / kGroupKeys), end = none ? 0 : int(ceil_div(high(highest), kGroupKeys));
+    begin = none ? 0 : low(lowest) / kGroupKeys, end = none ? 0 : (high(highest) + kGroupKeys - 1) / kGroupKeys;
   }
 };
 
@@ -95,7 +101,7 @@ struct KeyCursor {
   SEQKERN_INLINE KeyCursor(const void* data, const AttentionStrides& s, const GroupTile& tile, index_t key)
       : at(row_of(static_cast<const T*>(data), s, tile.p.cu_k, tile.b, tile.kv_head, key)),
         stride(s.row),
-        left(int(tile.keys - key)) {}
+        left(tile.keys - int(key)) {}
   SEQKERN_INLINE void start(int first, int step) { at += first * stride, left -= first, stride *= step, by = step; }
   SEQKERN_INLINE void next() { at += stride, left -= by; }
   SEQKERN_INLINE bool there() const { return left > 0; }

@@ -12,9 +12,7 @@
 
 namespace seqkern::cuda {
 
-inline constexpr bool kTakeTurns = true;
-
-template <class T, int kWidth>
+template <class T, int kWidth, bool kTakeTurns>
 struct GroupWalk {
   const AttentionForward& p;
   GroupBarriers& bars;
@@ -185,7 +183,7 @@ struct GroupWalk {
   }
 };
 
-template <class T, int kWidth>
+template <class T, int kWidth, bool kTakeTurns>
 __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
     attention_wgmma_kernel(const __grid_constant__ AttentionForward p, Schedule schedule, unsigned char* spoiled) {
 #if SEQKERN_HOPPER
@@ -198,7 +196,7 @@ __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
     feed<T, kWidth>(p, schedule, bars[0], {shared});
   } else {
     take_registers<224>();
-    GroupWalk<T, kWidth> walk{p, bars[0], {shared}};
+    GroupWalk<T, kWidth, kTakeTurns> walk{p, bars[0], {shared}};
     for (int n = int(blockIdx.x); n < schedule.count(); n += int(gridDim.x)) {
       GroupTile tile(p, schedule, n);
       walk.run(tile);
@@ -219,9 +217,9 @@ inline bool fits_wgmma(const AttentionForward& p) {
 }
 
 // False where the device or the build lacks what it takes.
-template <class T, int kWidth>
+template <class T, int kWidth, bool kTakeTurns = true>
 bool launch_wgmma(const AttentionForward& p, unsigned char* spoiled, cudaStream_t stream) {
-  auto kernel = attention_wgmma_kernel<T, kWidth>;
+  auto kernel = attention_wgmma_kernel<T, kWidth, kTakeTurns>;
   Launch l{{}, dim3((1 + kGroups) * kGroupThreads), std::size_t(GroupMemory<T, kWidth>::kBytes)};
   Limits most = limits(reinterpret_cast<const void*>(kernel));
   if (!most.has_body || l.shared_bytes + sizeof(GroupBarriers) > std::size_t(most.max_shared)) return false;

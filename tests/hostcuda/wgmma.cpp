@@ -74,7 +74,17 @@ void run(State& s, const Operation& o, int warp) {
     for (int n = 0; n < call.columns; ++n) place(m, n) = sums[m][n];
 }
 
-// What the instruction may read from here to the wait, and a checksum of it.
+// What the instruction may read from here to the wait: a read of lane 0, whose word the others' waits go by, too.
+void tell_of_reads(const Wgmma& call) {
+  if (lane() != 0) return;
+  int panels = call.transposed ? call.columns / 64 : 1;
+  for (int i = 0; i < panels; ++i)
+    read_shared(call.shared + field(call.b, 0) / 1024 * 1024 + std::uint32_t(i) * field(call.b, 16),
+                call.transposed ? 2048 : std::size_t(call.columns) * 128);
+  if (!call.left) read_shared(call.shared + field(call.a, 0) / 1024 * 1024, 64 * 128);
+}
+
+// A checksum of it.
 std::uint64_t look_at_operands(const Operation& o, int warp) {
   const Wgmma& call = o.call;
   std::uint64_t sum = 0;
@@ -83,11 +93,6 @@ std::uint64_t look_at_operands(const Operation& o, int warp) {
     for (int m = 0; m < 16 && !call.left; ++m)
       sum = sum * 0x100000001b3u + *element(call, call.a, false, warp % 4 * 16 + m, k);
   }
-  int panels = call.transposed ? call.columns / 64 : 1;
-  for (int i = 0; i < panels; ++i)
-    read_shared(call.shared + field(call.b, 0) / 1024 * 1024 + std::uint32_t(i) * field(call.b, 16),
-                call.transposed ? 2048 : std::size_t(call.columns) * 128);
-  if (!call.left) read_shared(call.shared + field(call.a, 0) / 1024 * 1024, 64 * 128);
   return sum;
 }
 
@@ -97,6 +102,7 @@ void wgmma(const Wgmma& mine) {
   Wgmma call = mine;
   call.shared = static_cast<const unsigned char*>(dynamic_shared());
   if (call.b >> 62 != 1 || (!call.left && call.a >> 62 != 1)) fail("wgmma: only the 128-byte swizzle is emulated");
+  tell_of_reads(call);
   collective(~0u, "wgmma", &call, nullptr, [](std::uint32_t, void* const* in, void* const*) {
     State& s = state();
     const Wgmma& call = *static_cast<Wgmma*>(in[0]);
@@ -127,6 +133,8 @@ void wgmma(const Wgmma& mine) {
 void wgmma_commit() { collective(~0u, "wgmma.commit_group", nullptr, nullptr, [](auto...) { ++state().group; }); }
 
 void wgmma_wait(int pending) {
+  State& s = state();
+  for (int i = 0; i < s.count; ++i) tell_of_reads(s.operations[i].call);
   collective(~0u, "wgmma.wait_group", &pending, nullptr, [](std::uint32_t, void* const* in, void* const*) {
     State& s = state();
     int done = s.group - *static_cast<int*>(in[0]), kept = 0;  // groups before this one end here
