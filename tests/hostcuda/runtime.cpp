@@ -290,6 +290,8 @@ void launch(dim3 grid, dim3 block, int cluster_blocks, bool together, std::size_
     fail("invalid launch: clusters of %d blocks in a grid of %u", cluster_blocks, grid.x);
   if (together && (cluster_blocks > 1 || int(grid.x * grid.y * grid.z) > config.max_together))
     fail("invalid launch: %u blocks at the same time", grid.x * grid.y * grid.z);
+  if ((together ? int(grid.x * grid.y * grid.z) : cluster_blocks) * threads > kMaxThreads)
+    fail("more than %d threads at the same time", kMaxThreads);
   gridDim = grid, blockDim = block, body = run, body_context = context;
   cluster = together ? int(grid.x * grid.y * grid.z) : cluster_blocks, shared_bytes = shared, strangers = together;
   random_state = config.seed * 0x9E3779B97F4A7C15ull | 1;
