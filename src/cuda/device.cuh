@@ -392,6 +392,40 @@ SEQKERN_INLINE void store_async(V* p, V v, std::uint64_t* bar, int rank) {
 #endif
 }
 
+// ---- words with a flag beside either half, in global memory: whoever sees both flags has the word. Blocks that run
+// at the same time tell each other so without a fence and a second trip ----
+
+struct alignas(16) FlaggedWord {
+  std::uint64_t halves[2];  // flag, then half of the word
+};
+SEQKERN_INLINE void store_flagged(FlaggedWord* to, std::uint64_t word, std::uint32_t flag) {
+  std::uint64_t low = std::uint64_t(flag) << 32 | std::uint32_t(word), high = std::uint64_t(flag) << 32 | word >> 32;
+#if SEQKERN_HOSTCUDA
+  *to = {low, high};
+  hostcuda::publish_to_all(to);
+#else
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(low), "l"(high) : "memory");
+#endif
+}
+// Whether the word is there.
+SEQKERN_INLINE bool load_flagged(const FlaggedWord* from, std::uint64_t& word, std::uint32_t flag) {
+  std::uint64_t low, high;
+#if SEQKERN_HOSTCUDA
+  hostcuda::observe_all(from);
+  low = from->halves[0], high = from->halves[1];
+#else
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from) : "memory");
+#endif
+  word = std::uint64_t(std::uint32_t(low)) | high << 32;
+  return std::uint32_t(low >> 32) == flag && std::uint32_t(high >> 32) == flag;
+}
+// In a loop that waits for another block.
+SEQKERN_INLINE void let_others_run() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::let_others_run();
+#endif
+}
+
 // ---- wide words: both addresses must be multiples of kBytes ----
 
 template <int kBytes>
