@@ -17,6 +17,7 @@ struct Launch {
   std::size_t shared_bytes = 0;
   int cluster = 1;  // blocks.x must be a multiple; more than 1 needs compute capability 9.0
   cudaStream_t stream = nullptr;
+  bool early = false;  // the kernel calls wait_for_previous first; needs compute capability 9.0
 };
 
 // What a kernel may ask of a block on the current device. Clusters need the kernel's own code to be of compute
@@ -82,14 +83,14 @@ template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   if (l.shared_bytes > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(l.cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attribute{};  // one of both at most
+  attribute.id = l.early ? cudaLaunchAttributeProgrammaticStreamSerialization : cudaLaunchAttributeClusterDimension;
+  if (l.early) attribute.val.programmaticStreamSerializationAllowed = 1;
+  else attribute.val.clusterDim = {unsigned(l.cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;
   config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;
-  config.attrs = &attribute, config.numAttrs = l.cluster > 1 ? 1 : 0;
+  config.attrs = &attribute, config.numAttrs = l.early || l.cluster > 1 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 

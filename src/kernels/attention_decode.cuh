@@ -228,6 +228,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<acc_t<T>>, kWidth ? 3 : 2)
   SEQKERN_SHARED(QueryRow<A>, rows, kMine);
   index_t groups = ceil_div(pieces, kWarps), pair = blockIdx.x / groups, all = p.group() * p.query_len;
   index_t i = blockIdx.x % groups * kWarps + warp_id(), b = pair / p.kv_heads, kv_head = pair % p.kv_heads;
+  let_next_start();
   describe_rows(score, b, kv_head * p.group(), 0, kMine, all, int(threadIdx.x), &rows[0]);
   sync_block();
   if (i >= pieces) return;
@@ -255,6 +256,7 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
   index_t all = p.group() * p.query_len, pair = blockIdx.x / all, r = blockIdx.x % all, b = pair / p.kv_heads;
   QueryRow<A> row = score.row(b, pair % p.kv_heads * p.group(), r);
   if (row.i < 0) return;
+  wait_for_previous();
   const Softmax<A>* states = partial.state + pair * pieces * kMine + r;
   Softmax<A> state;
   for (index_t i = threadIdx.x; i < pieces; i += kThreads) state.max = Max{}(states[i * kMine].max, state.max);
@@ -311,6 +313,7 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
   auto columns = unsigned(p.value_dim ? ceil_div(p.value_dim, kSide) : 1);
   Launch l{dim3(unsigned(pairs * p.group() * p.query_len), columns), dim3(32 * kJoinWarps)};
   l.stream = stream;
+  l.early = limits(reinterpret_cast<const void*>(attention_join_kernel<T>)).max_cluster > 1;
   launch(l, attention_join_kernel<T>, p, score, pieces, partial);
 }
 
