@@ -214,6 +214,7 @@ def test_out_of_memory_is_an_exception_and_no_more() -> None:
     given, *on = on_device(cupy, x, *weights)
     pool = cupy.get_default_memory_pool()
     long = cupy.zeros((10_000, 4, 16), np.float32)
+    pool.free_all_blocks()
     pool.set_limit(size=pool.total_bytes() + 4096)
     try:
         with pytest.raises(MemoryError):
