@@ -63,7 +63,7 @@ def test_no_order_changes_a_bit(
             assert_bitwise_equal(got, want, f"{configuration} {max_cluster} {max_shared}")
 
 
-@pytest.mark.parametrize("max_cluster", [16, 4])
+@pytest.mark.parametrize("max_cluster, max_together", [(16, 0), (4, 0), (1, 64)], ids=["16", "4", "teams"])
 @pytest.mark.parametrize(
     "case",
     [
@@ -73,13 +73,16 @@ def test_no_order_changes_a_bit(
     ],
     ids=lambda case: f"{case.op}-{case}",
 )
-def test_tensor_cores(hostcuda: ModuleType, case: Recurrent, max_cluster: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clusters as large as a device may have them, several tiles a warp, weights on chip and off."""
+def test_tensor_cores(
+    hostcuda: ModuleType, case: Recurrent, max_cluster: int, max_together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters as large as a device may have them, several tiles a warp, weights on chip and off; teams of blocks."""
     import seqkern
 
     build.stand_below_ops(hostcuda, monkeypatch.setattr)
     for max_shared in (227 * 1024, 80 * 1024):
-        hostcuda.configure(order="random", deferred=True, max_cluster=max_cluster, max_shared=max_shared)
+        device = {"max_cluster": max_cluster, "max_shared": max_shared, "max_together": max_together}
+        hostcuda.configure(order="random", deferred=True, **device)
         check_forward(seqkern, case, BFLOAT16)
         check_backward(seqkern, case, BFLOAT16)
 

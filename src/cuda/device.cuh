@@ -255,6 +255,21 @@ SEQKERN_INLINE unsigned ballot(bool says) {
 #endif
 }
 
+// ---- a kernel that starts before the one ahead of it on the stream has ended (Launch::early, 9.0) ----
+
+// As soon as every block has said so, or has ended, the next kernel may start.
+SEQKERN_INLINE void let_next_start() {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until the kernel ahead has ended and what it wrote is there.
+SEQKERN_INLINE void wait_for_previous() {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- clusters: blocks that see each other's shared memory (compute capability 9.0; elsewhere each is alone) ----
 
 SEQKERN_INLINE int cluster_rank() {
@@ -389,6 +404,40 @@ SEQKERN_INLINE void store_async(V* p, V v, std::uint64_t* bar, int rank) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(to),
                  "l"(bit_cast<std::uint64_t>(v)), "r"(there)
                  : "memory");
+#endif
+}
+
+// ---- words with a flag beside either half, in global memory: whoever sees both flags has the word. Blocks that run
+// at the same time tell each other so without a fence and a second trip ----
+
+struct alignas(16) FlaggedWord {
+  std::uint64_t halves[2];  // flag, then half of the word
+};
+SEQKERN_INLINE void store_flagged(FlaggedWord* to, std::uint64_t word, std::uint32_t flag) {
+  std::uint64_t low = std::uint64_t(flag) << 32 | std::uint32_t(word), high = std::uint64_t(flag) << 32 | word >> 32;
+#if SEQKERN_HOSTCUDA
+  *to = {low, high};
+  hostcuda::publish_to_all(to);
+#else
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(low), "l"(high) : "memory");
+#endif
+}
+// Whether the word is there.
+SEQKERN_INLINE bool load_flagged(const FlaggedWord* from, std::uint64_t& word, std::uint32_t flag) {
+  std::uint64_t low, high;
+#if SEQKERN_HOSTCUDA
+  hostcuda::observe_all(from);
+  low = from->halves[0], high = from->halves[1];
+#else
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from) : "memory");
+#endif
+  word = std::uint64_t(std::uint32_t(low)) | high << 32;
+  return std::uint32_t(low >> 32) == flag && std::uint32_t(high >> 32) == flag;
+}
+// In a loop that waits for another block.
+SEQKERN_INLINE void let_others_run() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::let_others_run();
 #endif
 }
 

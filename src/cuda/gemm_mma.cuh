@@ -51,7 +51,7 @@ struct Lines {
   const T* data;
   index_t stride, part = 0;
   SEQKERN_INLINE const T* line(index_t l, int p) const { return data + p * part + l * stride; }
-  bool aligned() const { return (std::uintptr_t(data) | std::uintptr_t(2 * stride) | std::uintptr_t(2 * part)) % 16 == 0; }
+  bool aligned() const { return (std::uintptr_t(data) | std::uintptr_t(2 * (stride | part))) % 16 == 0; }
 };
 
 inline constexpr int kMmaTile = 128, kMmaDepth = 32, kMmaStages = 4;
@@ -100,7 +100,9 @@ constexpr std::size_t mma_stage_bytes(int columns) { return (kMmaTile + columns)
 template <class T>
 bool mma_fits() {
   if constexpr (!kHasMma<T>) return false;
-  else return limits(reinterpret_cast<const void*>(split_kernel<T>)).max_shared >= int(kMmaStages * mma_stage_bytes(128));
+  else
+    return std::size_t(limits(reinterpret_cast<const void*>(split_kernel<T>)).max_shared) >=
+           kMmaStages * mma_stage_bytes(kMmaTile);
 }
 
 struct GemmShape {
@@ -170,7 +172,8 @@ template <class Left, class Right, class Out>
 void gemm_mma(index_t m, index_t n, index_t depth, Left left, Right right, Out out, cudaStream_t stream,
               int parts = 1) {
   auto whole = [](auto& operand, index_t along) { return operand.aligned() && along % 8 == 0; };
-  GemmShape s{m, n, depth, parts, whole(left, Left::kDepthFirst ? depth : m), whole(right, Right::kDepthFirst ? depth : n)};
+  index_t left_width = Left::kDepthFirst ? depth : m, right_width = Right::kDepthFirst ? depth : n;
+  GemmShape s{m, n, depth, parts, whole(left, left_width), whole(right, right_width)};
   auto run = [&](auto columns) {
     constexpr int kColumns = decltype(columns)::value;
     index_t tiles = ceil_div(m, kMmaTile) * ceil_div(n, kColumns);

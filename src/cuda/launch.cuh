@@ -1,5 +1,6 @@
 // Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
 #pragma once
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -20,10 +21,12 @@ struct Launch {
   std::size_t shared_bytes = 0;
   int cluster = 1;  // blocks.x must be a multiple; more than 1 needs compute capability 9.0
   cudaStream_t stream = nullptr;
+  bool together = false;  // all blocks at the same time, so that they may wait for each other; or an error
+  bool early = false;  // the kernel calls wait_for_previous first; needs compute capability 9.0
 };
 
-// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's own code to be of compute
-// capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
+// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's
+// own code to be of compute capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
   bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
@@ -39,13 +42,15 @@ inline int active_clusters(const void*, int cluster, int, std::size_t) {
 inline Limits limits(const void*) {
   return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1};
 }
+inline index_t blocks_together(const void*, int, std::size_t) { return hostcuda::config.max_together; }
+inline void clear(void* to, std::size_t bytes, cudaStream_t) { std::memset(to, 0, bytes); }
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
-  hostcuda::launch(
-      l.blocks, l.threads, l.cluster, l.shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+  auto call = [](void* f) { (*static_cast<decltype(body)*>(f))(); };
+  hostcuda::launch(l.blocks, l.threads, l.cluster, l.together, l.shared_bytes, call, &body);
 }
 
 #else
@@ -134,15 +139,34 @@ inline int active_clusters(const void* kernel, int cluster, int threads, std::si
   return once(ask_active_clusters, kernel, cluster, threads, shared_bytes);
 }
 
+inline int ask_blocks_together(int, const void* kernel, int threads, std::size_t shared_bytes) {
+  once(ask_for_all, kernel);
+  int each = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes));
+  return multiprocessors() * each;
+}
+// How many blocks the device runs at the same time.
+inline index_t blocks_together(const void* kernel, int threads, std::size_t shared_bytes) {
+  return once(ask_blocks_together, kernel, threads, shared_bytes);
+}
+inline void clear(void* to, std::size_t bytes, cudaStream_t stream) { check(cudaMemsetAsync(to, 0, bytes, stream)); }
+
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   // More shared memory than 48 KB, the static counted in, has to be asked for.
   if (l.shared_bytes > 16 * 1024 || l.cluster > 1) once(ask_for_all, reinterpret_cast<const void*>(kernel));
-  auto attribute = cluster_attribute(l.cluster);
+  auto attribute = cluster_attribute(l.cluster);  // one of the three at most
+  if (l.together) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else if (l.early) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;
   config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;
-  config.attrs = &attribute, config.numAttrs = l.cluster > 1 ? 1 : 0;
+  config.attrs = &attribute, config.numAttrs = l.cluster > 1 || l.together || l.early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 

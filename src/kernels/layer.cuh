@@ -23,9 +23,8 @@ struct Site {
 struct Range {
   index_t begin, end;
 };
-SEQKERN_INLINE Range own(index_t count) {
-  return {count * cluster_rank() / cluster_size(), count * (cluster_rank() + 1) / cluster_size()};
-}
+SEQKERN_INLINE Range own(index_t count, int rank, int size) { return {count * rank / size, count * (rank + 1) / size}; }
+SEQKERN_INLINE Range own(index_t count) { return own(count, cluster_rank(), cluster_size()); }
 
 // How a layer is laid out on the device.
 struct Plan {

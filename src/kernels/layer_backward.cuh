@@ -280,9 +280,11 @@ void weight_gradients(const BackwardArguments<acc_t<T>>& a, cudaStream_t stream)
   if (p.dweight_hr)
     gemm<A>(S, H, rows, Transposed<A>{a.dprojected, S}, Transposed<A>{a.unprojected, H}, to(p.dweight_hr, 0, H),
             stream);
-  column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, G * H, 0}, static_cast<A*>(p.dbias_ih), stream);
-  column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, (G - 1) * H, (X - G) * H}, static_cast<A*>(p.dbias_hh),
-              stream);
+  auto dbias_ih = static_cast<A*>(p.dbias_ih), dbias_hh = static_cast<A*>(p.dbias_hh);
+  bool same = X == G && dbias_ih;
+  column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, G * H, 0}, dbias_ih, stream, same ? dbias_hh : nullptr);
+  if (!same)
+    column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, (G - 1) * H, (X - G) * H}, dbias_hh, stream);
 }
 
 // Runs the layer, or with no workspace only returns the bytes it needs. make(pieces): the cell. Leaves the gate

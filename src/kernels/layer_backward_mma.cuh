@@ -37,6 +37,7 @@ struct BackStepWalk {
   float* received;       // [2, blocks, kUnits, kRows]
   const Factor *global, *chip;
   float dstate[kCells] = {}, carried[kCells] = {};
+  int length[kCells] = {};  // steps a row takes part in
   std::uint32_t held[kHeldTiles * kSteps][4];
 
   SEQKERN_INLINE BackStepWalk(const BackStepArguments& arguments, const Cell& c, unsigned char* shared)
@@ -79,7 +80,6 @@ struct BackStepWalk {
     Site at = site(0, c);
     return at.n < p.batch && at.u < min_of(tiles.end * 16, H);
   }
-  SEQKERN_INLINE index_t length(int c) const { return p.lengths ? p.lengths[site(0, c).n] : p.seq_len; }
 
   // Of step i. A warp may still multiply with those of the step before while others write: nobody waits for it then.
   SEQKERN_INLINE RightFactor<T> gradients(index_t i) const { return {words + (i & 1) * 2 * kSteps * 32}; }
@@ -134,6 +134,7 @@ struct BackStepWalk {
     for (int c = 0; c < kCells; ++c) {
       if (!exists(c)) continue;
       Site at = site(0, c);
+      length[c] = int(p.lengths ? p.lengths[at.n] : p.seq_len);
       dstate[c] = load_or_zero(static_cast<const T*>(p.dh_n), at.n * H + at.u);
       if (Cell::kCarries) carried[c] = load_or_zero(static_cast<const float*>(p.dc_n), at.n * H + at.u);
     }
@@ -160,7 +161,7 @@ struct BackStepWalk {
     float dy[kCells] = {}, more[kCells] = {}, d[kCells][X] = {};
     SEQKERN_UNROLL
     for (int c = 0; c < kCells; ++c) {
-      if (!exists(c) || t >= length(c)) continue;
+      if (t >= length[c]) continue;
       Site at = site(t, c);
       saved[c] = cell.read(at);
       dy[c] = load_or_zero(static_cast<const T*>(p.dy), (t * p.batch + at.n) * H + at.u);
@@ -170,7 +171,7 @@ struct BackStepWalk {
     for (int c = 0; c < kCells; ++c) {
       dstate[c] += more[c];
       if (!exists(c)) continue;
-      if (t < length(c)) dstate[c] = cell(saved[c], dstate[c] + dy[c], carried[c], d[c]);
+      if (t < length[c]) dstate[c] = cell(saved[c], dstate[c] + dy[c], carried[c], d[c]);
       share(i, c, d[c]);
     }
     sync_block();
@@ -241,7 +242,8 @@ struct BackStepWalk {
       float* to = received + (((i & 1) * size + rank) * kUnits + unit) * kRows + lane_id() % 4 * 2;
       SEQKERN_UNROLL
       for (int e = 0; e < 4; e += 2, to += 8 * kRows) {
-        float x = high[k][e] + low[k][e] * (1 / kPartScale<T>), y = high[k][e + 1] + low[k][e + 1] * (1 / kPartScale<T>);
+        constexpr float kBack = 1 / kPartScale<T>;
+        float x = high[k][e] + low[k][e] * kBack, y = high[k][e + 1] + low[k][e + 1] * kBack;
         std::uint64_t two = bit_cast<std::uint32_t>(x) | std::uint64_t(bit_cast<std::uint32_t>(y)) << 32;
         if (full) store_async(reinterpret_cast<std::uint64_t*>(to), two, full + (i & 1), owner);
         else to[0] = x, to[1] = y;

@@ -190,8 +190,12 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
   A* exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
   constexpr bool kSteps = kHasMma<T> && !Cell::kLate;
   Factor* packed = nullptr;
+  FlaggedWord* mail = nullptr;
   if constexpr (kSteps)
-    if (!p.proj_size) packed = pieces.take<Factor>(StepWalk<T, Cell, true>::factors(p.hidden_size));
+    if (!p.proj_size) {
+      packed = pieces.take<Factor>(StepWalk<T, Cell, true, false>::factors(p.hidden_size));
+      mail = pieces.take<FlaggedWord>(clusters * step_mail(p.hidden_size));
+    }
   if (!workspace || !clusters) return pieces.used;
 
   StoreSums<A> sums{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,
@@ -206,7 +210,7 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
     gemm<A>(rows, columns, I, RowMajor<T>{x, I}, RowMajor<W>{weight_ih, I}, sums, stream);
   }
   if constexpr (kSteps)
-    if (packed && layer_steps<T>(p, gate_sums, packed, cell, stream)) return pieces.used;
+    if (packed && layer_steps<T>(p, gate_sums, packed, mail, cell, stream)) return pieces.used;
   index_t widest = p.hidden_size > p.state_size() ? p.hidden_size : p.state_size();
   auto kernel = layer_forward_kernel<T, W, Cell>;
   Plan plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), widest, Walk::bytes(p),

@@ -5,6 +5,9 @@
 // shared memory (layer_mma.cuh). The sums of a unit's gates end in one lane, which computes its cell in place and
 // carries its state. What a warp has of the new state goes out in words of four units to every block of the cluster
 // before anything else is stored.
+//
+// Weights that a cluster cannot hold are spread over a team of more blocks, which run at the same time and send each
+// other their words through global memory.
 #pragma once
 #include "layer_mma.cuh"
 
@@ -15,10 +18,16 @@ struct StepArguments {
   const float* gate_sums;  // x W_ih' + biases, [T, N, G*H]
   const Factor* weights;   // packed
   int on_chip;             // groups of a warp in shared memory
+  int team;                // blocks of a team; 0: clusters
+  FlaggedWord* mail;       // of a team: [teams, 2, words of a state]; cleared before
+  index_t first;           // batch row of the first team
 };
 
-// kOne: a warp has one tile at most.
-template <class T, class Cell, bool kOne>
+// Words of a team's states on their way.
+constexpr index_t step_mail(index_t hidden) { return 2 * kRows * ceil_div(hidden, 16) * 4; }
+
+// kOne: a warp has one tile at most. kTeam: blocks of teams, not of clusters.
+template <class T, class Cell, bool kOne, bool kTeam>
 struct StepWalk {
   static constexpr int G = Cell::kGates, kSlots = G == 1 ? 1 : 4;      // rows of a quad for a unit
   static constexpr int kCells = 4 / kSlots, kUnits = 4 * kCells;       // units of a lane and of a tile; words of a tile
@@ -32,8 +41,8 @@ struct StepWalk {
   const StepArguments& a;
   const RecurrentForward& p;
   const Cell& cell;
-  index_t H, n, length, groups;
-  int row;
+  index_t H, n, groups;
+  int size, row, length;
   bool there;
   Range tiles;
   std::uint64_t* full = nullptr;  // a barrier for either state; null in a lone block
@@ -43,12 +52,14 @@ struct StepWalk {
   HeldWeights<T, held_groups(kOne)> weights;
 
   SEQKERN_INLINE StepWalk(const StepArguments& arguments, const Cell& c, unsigned char* shared)
-      : a(arguments), p(a.p), cell(c), H(p.hidden_size), groups(depth_groups(H)), tiles(own(ceil_div(H, kUnits))) {
+      : a(arguments), p(a.p), cell(c), H(p.hidden_size), groups(depth_groups(H)) {
+    size = kTeam ? a.team : cluster_size();
+    tiles = own(ceil_div(H, kUnits), kTeam ? int(blockIdx.x % unsigned(size)) : cluster_rank(), size);
     row = lane_row();
-    n = index_t(blockIdx.x / unsigned(cluster_size())) * kRows + row;
+    n = a.first + index_t(blockIdx.x / unsigned(size)) * kRows + row;
     there = n < p.batch;
-    length = there ? p.lengths ? p.lengths[n] : p.seq_len : 0;
-    if (cluster_size() > 1) full = reinterpret_cast<std::uint64_t*>(shared);
+    length = there ? int(p.lengths ? p.lengths[n] : p.seq_len) : 0;
+    if (!kTeam && size > 1) full = reinterpret_cast<std::uint64_t*>(shared);
     bytes = int(ceil_div(H, kUnits)) * kCells * 64;
     Pieces pieces{shared, kBarrierBytes};
     int mine = int(tiles.end - tiles.begin);
@@ -92,11 +103,12 @@ struct StepWalk {
     if (full && weights.tile_of(0) >= weights.tiles) return;  // as in layer.cuh: nobody waits for such a warp
     for (index_t s = 0; s < p.seq_len; ++s) {
       index_t t = p.reverse ? p.seq_len - 1 - s : s;
+      if (kTeam && s && weights.tile_of(0) >= weights.tiles) await(s);
       for (int j = 0; weights.tile_of(j) < weights.tiles; j += 2) {
         if (!kOne && weights.tile_of(j + 1) < weights.tiles) step<kOne ? 1 : 2>(s, t, j);
         else step<1>(s, t, j);
       }
-      if (!full) sync_block();
+      if (!full && !kTeam) sync_block();
     }
     for_cells([&](int j, int c, index_t u) {
       if (!there || u >= H) return;
@@ -138,14 +150,42 @@ struct StepWalk {
     Inputs inputs[kTiles];
     SEQKERN_UNROLL
     for (int i = 0; i < kTiles; ++i) read(inputs[i], t, j + i);
-    if (full && s && j == 0) {
-      mbarrier_wait(full + (s & 1), int((s - 1) / 2 & 1));
-      if (threadIdx.x == 0) mbarrier_expect(full + (s & 1), bytes);
-    }
+    if (s && j == 0) await(s);
     float sums[kTiles][4];
     weights.template products<kTiles>(j, state(s).lane(), sums);
     SEQKERN_UNROLL
     for (int i = 0; i < kTiles; ++i) finish(inputs[i], sums[i], s, t, j + i);
+  }
+
+  // Until all of state s is there.
+  SEQKERN_INLINE void await(index_t s) const {
+    if constexpr (kTeam) return collect(s);
+    if (!full) return;
+    mbarrier_wait(full + (s & 1), int((s - 1) / 2 & 1));
+    if (threadIdx.x == 0) mbarrier_expect(full + (s & 1), bytes);
+  }
+  // The words the blocks of the team have sent.
+  SEQKERN_INLINE void collect(index_t s) const {
+    constexpr int kAtOnce = 8;
+    int count = bytes / 8;
+    for (int e = int(threadIdx.x); e < count; e += int(blockDim.x) * kAtOnce) {
+      std::uint64_t word[kAtOnce];
+      for (bool there = false; !there;) {
+        there = true;
+        SEQKERN_UNROLL
+        for (int i = 0; i < kAtOnce; ++i)
+          if (int at = e + i * int(blockDim.x); at < count)
+            there = load_flagged(mail(s) + at, word[i], std::uint32_t(s)) && there;
+        if (!there) let_others_run();
+      }
+      SEQKERN_UNROLL
+      for (int i = 0; i < kAtOnce; ++i)
+        if (int at = e + i * int(blockDim.x); at < count) *state(s).at(at / kRows, at % kRows) = word[i];
+    }
+    sync_block();
+  }
+  SEQKERN_INLINE FlaggedWord* mail(index_t s) const {
+    return a.mail + (index_t(blockIdx.x / unsigned(size)) * 2 + (s & 1)) * (bytes / 8);
   }
 
   SEQKERN_INLINE void read(Inputs& in, index_t t, int j) const {
@@ -199,37 +239,55 @@ struct StepWalk {
       word = quad & 2 ? rest | std::uint64_t(two) << 32 : two | std::uint64_t(rest) << 32;
       first = quad, every = 4;
     }
-    std::uint64_t* to = state(s).at(tile * kCells + (kCells == 4 ? quad : 0), row);
-    if (full) {
-      for (int c = first; c < cluster_size(); c += every) store_async(to, word, full + (s & 1), c);
+    index_t at = tile * kCells + (kCells == 4 ? quad : 0);
+    std::uint64_t* to = state(s).at(at, row);
+    if constexpr (kTeam) {
+      if (first == 0) store_flagged(mail(s) + at * kRows + row, word, std::uint32_t(s));
+    } else if (full) {
+      for (int c = first; c < size; c += every) store_async(to, word, full + (s & 1), c);
     } else if (first == 0) {
       *to = word;
     }
   }
 };
 
-template <class T, class Cell, bool kOne>
+template <class T, class Cell, bool kOne, bool kTeam>
 __global__ void __launch_bounds__(32 * kStepWarps, 1)
     layer_step_kernel(const __grid_constant__ StepArguments a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
-  StepWalk<T, Cell, kOne>(a, cell, shared).run();
+  StepWalk<T, Cell, kOne, kTeam>(a, cell, shared).run();
 }
 
-// The walk, after x W; false where it does not apply. weights: room for them packed.
+// The walk, after x W; false where it does not apply. weights: room for them packed; mail: for step_mail words.
 template <class T, class Cell>
-bool layer_steps(const RecurrentForward& p, const float* gate_sums, Factor* weights, const Cell& cell,
-                 cudaStream_t stream) {
-  using Walk = StepWalk<T, Cell, true>;
-  auto one = layer_step_kernel<T, Cell, true>, more = layer_step_kernel<T, Cell, false>;
+bool layer_steps(const RecurrentForward& p, const float* gate_sums, Factor* weights, FlaggedWord* mail,
+                 const Cell& cell, cudaStream_t stream) {
+  using Walk = StepWalk<T, Cell, true, false>;
+  auto kernel = layer_step_kernel<T, Cell, true, false>, of_team = layer_step_kernel<T, Cell, true, true>;
+  auto address = [](auto k) { return reinterpret_cast<const void*>(k); };
   index_t tiles = ceil_div(p.hidden_size, Walk::kUnits), groups = depth_groups(p.hidden_size);
-  StepPlan plan = step_plan(reinterpret_cast<const void*>(one), tiles, groups, ceil_div(p.batch, kRows),
-                            [&](index_t mine, int warps) { return Walk::shared_bytes(p, mine, warps); });
+  index_t clusters = ceil_div(p.batch, kRows), teams = 0;
+  auto fixed = [&](index_t mine, int warps) { return Walk::shared_bytes(p, mine, warps); };
+  StepPlan plan = step_plan(address(kernel), tiles, groups, clusters, fixed);
+  if (!plan.one_tile) kernel = layer_step_kernel<T, Cell, false, false>;
+  if (!plan.whole) {
+    int size = int(ceil_div(tiles, kStepWarps));
+    StepPlan spread = block_plan(std::size_t(limits(address(of_team)).max_shared), tiles, groups, size, fixed);
+    if (spread.whole) teams = blocks_together(address(of_team), spread.threads, spread.shared_bytes) / size;
+    if (teams) plan = spread, kernel = of_team;
+  }
   if (!plan.cluster) return false;
   pack(tiles, groups, typename Walk::template Rows<T>{static_cast<const T*>(p.weight_hh), p.hidden_size}, weights,
        stream);
-  Launch l{dim3(unsigned(ceil_div(p.batch, kRows)) * unsigned(plan.cluster)), dim3(unsigned(plan.threads)),
-           plan.shared_bytes, plan.cluster, stream};
-  launch(l, plan.one_tile ? one : more, StepArguments{p, gate_sums, weights, plan.on_chip}, cell);
+  StepArguments a{p, gate_sums, weights, plan.on_chip, teams ? plan.cluster : 0, mail, 0};
+  if (!teams) teams = clusters;
+  for (index_t left = clusters; left > 0; left -= teams, a.first += teams * kRows) {
+    index_t now = min_of(left, teams);
+    if (a.team) clear(mail, std::size_t(now * step_mail(p.hidden_size)) * sizeof(FlaggedWord), stream);
+    Launch l{dim3(unsigned(now) * unsigned(plan.cluster)), dim3(unsigned(plan.threads)), plan.shared_bytes,
+             a.team ? 1 : plan.cluster, stream, a.team > 0};
+    launch(l, kernel, a, cell);
+  }
   return true;
 }
 

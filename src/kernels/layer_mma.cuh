@@ -75,7 +75,9 @@ struct RightFactor {
 
   static constexpr std::size_t bytes(index_t groups) { return std::size_t(groups) * kGroup * 256; }
   // Rows 0-3 and 4-7 change places in every other pair of words: no bank conflicts.
-  SEQKERN_INLINE std::uint64_t* at(index_t word, int row) const { return words + word * kRows + (row ^ word / 2 % 2 * 4); }
+  SEQKERN_INLINE std::uint64_t* at(index_t word, int row) const {
+    return words + word * kRows + (row ^ word / 2 % 2 * 4);
+  }
   // What this lane holds of the factor of a step: lane() [32 step].
   SEQKERN_INLINE const std::uint64_t* lane() const { return at(lane_id() % 4, lane_id() / 4); }
 };
@@ -88,32 +90,39 @@ SEQKERN_INLINE std::uint64_t word_of(const float (&v)[4]) {
 struct StepPlan {
   int cluster = 0, threads = 32, on_chip = 0;
   bool one_tile = true;  // a warp has at most one
+  bool whole = false;    // all weights are on chip
   std::size_t shared_bytes = 0;
 };
 
+// A block's part of the tiles, in `blocks` blocks. fixed(tiles, warps): bytes it needs besides weights.
+template <class Fixed>
+StepPlan block_plan(std::size_t limit, index_t tiles, index_t groups, int blocks, Fixed fixed) {
+  StepPlan plan;
+  index_t mine = ceil_div(tiles, blocks);
+  int warps = int(min_of(mine, kStepWarps));
+  plan.threads = 32 * warps;
+  plan.shared_bytes = fixed(mine, warps);
+  if (plan.shared_bytes > limit) return {};
+  plan.cluster = blocks, plan.one_tile = mine <= warps;
+  std::size_t group = std::size_t(warps) * kGroup * 32 * sizeof(Factor);
+  index_t wanted = ceil_div(mine, warps) * groups - min_of(groups, held_groups(plan.one_tile));
+  plan.on_chip = int(min_of(wanted, index_t((limit - plan.shared_bytes) / group)));
+  plan.whole = plan.on_chip == wanted;
+  plan.shared_bytes += std::size_t(plan.on_chip) * group;
+  return plan;
+}
 // A tile for every warp where the cluster can grow so far, a cluster of 16 where the device runs all `clusters` at
-// once. fixed(tiles, warps): bytes a block needs besides weights.
+// once.
 template <class Fixed>
 StepPlan step_plan(const void* kernel, index_t tiles, index_t groups, index_t clusters, Fixed fixed) {
   Limits device = limits(kernel);
   auto limit = std::size_t(device.max_shared);
-  StepPlan plan;
   int cluster = 1;
   while (cluster * 2 <= device.max_cluster && ceil_div(tiles, cluster) > kStepWarps) cluster *= 2;
   if (cluster == kPortableCluster && ceil_div(tiles, cluster) > kStepWarps &&
       active_clusters(kernel, 2 * cluster, 32 * kStepWarps, limit) >= clusters)
     cluster *= 2;
-  index_t mine = ceil_div(tiles, cluster);
-  int warps = int(min_of(mine, kStepWarps));
-  plan.threads = 32 * warps;
-  plan.shared_bytes = fixed(mine, warps);
-  if (plan.shared_bytes > limit) return {};
-  plan.cluster = cluster, plan.one_tile = mine <= warps;
-  std::size_t group = std::size_t(warps) * kGroup * 32 * sizeof(Factor);
-  index_t wanted = ceil_div(mine, warps) * groups - min_of(groups, held_groups(plan.one_tile));
-  plan.on_chip = int(min_of(wanted, index_t((limit - plan.shared_bytes) / group)));
-  plan.shared_bytes += std::size_t(plan.on_chip) * group;
-  return plan;
+  return block_plan(limit, tiles, groups, cluster, fixed);
 }
 
 // A warp's tiles of packed weights: the first kHeldGroups groups of its first tile in registers, as many of the next
@@ -138,7 +147,8 @@ struct HeldWeights {
     if (tile_of(0) < tiles) {
       SEQKERN_UNROLL
       for (int s = 0; s < kHeldGroups * kGroup; ++s) {
-        if (s / kGroup < groups) cuda::load(held[s], global + (index_t(tile_of(0)) * groups * kGroup + s) * 32 + lane_id());
+        const Factor* from = global + (index_t(tile_of(0)) * groups * kGroup + s) * 32 + lane_id();
+        if (s / kGroup < groups) cuda::load(held[s], from);
         else held[s][0] = held[s][1] = held[s][2] = held[s][3] = 0;
       }
     }

@@ -32,7 +32,8 @@ def main(path: Path) -> None:
     for order in ("forward", "random"):
         module.configure(order=order, max_cluster=4)
         for case in (Recurrent("rnn", N=9, H=33), Recurrent("rnn", H=33, I=20, lengths="ragged")):
-            run(seqkern, case, make_arrays(case, FLOAT32), make_gradients(case, FLOAT32))
+            for dtypes in (FLOAT32, BFLOAT16):
+                run(seqkern, case, make_arrays(case, dtypes), make_gradients(case, dtypes))
         x = np.random.default_rng(0).standard_normal((3, 1500)).astype(np.float32)
         y, saved = seqkern.softmax_forward(x)
         seqkern.softmax_backward(y, saved)
