@@ -278,10 +278,6 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
 }
 
 // Whether the kernels can do this call: its types, widths, and rows that start at multiples of 16 bytes.
-// `far`: from row to row; 128 of them are within 32 bits.
-inline bool starts_rows_whole(const void* data, index_t steps, index_t far) {
-  return std::uintptr_t(data) % 16 == 0 && steps % 8 == 0 && -(1 << 23) < far && far < 1 << 23;
-}
 inline bool fits_mma(const AttentionBackward& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return false;
   auto whole = [](const void* data, const AttentionStrides& s) {
@@ -290,13 +286,6 @@ inline bool fits_mma(const AttentionBackward& p) {
   auto fits = [](index_t width) { return width % 8 == 0 && width > 0 && width <= 128; };
   return fits(p.head_dim) && fits(p.value_dim) && whole(p.q, p.q_strides) && whole(p.k, p.k_strides) &&
          whole(p.v, p.v_strides) && whole(p.dout, p.out_strides);
-}
-inline Between between(const AttentionBackward& p) {
-  if (p.slopes || p.softcap != 0 || p.dropout > 0) return Between::anything;
-  if (!p.mask) return Between::interval;
-  const index_t* s = p.mask_strides;
-  bool whole = !p.mask_is_bool && s[3] == 1 && starts_rows_whole(p.mask, s[0] | s[1] | s[2] | p.key_len, s[2]);
-  return whole ? Between::bias : Between::anything;
 }
 inline BlockOrder order_of_keys(const AttentionInputs& p) {
   return {p.batch * p.kv_heads, p.key_len, p.causal ? p.group() * p.query_len * (p.head_dim + p.value_dim) : 0};

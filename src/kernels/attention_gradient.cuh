@@ -74,10 +74,6 @@ struct alignas(16) RowTerms {
   SEQKERN_INLINE bool sees_any(int key, int count) const { return low < key + count && key < high; }
 };
 
-// Between q . k and P: nothing but the row's interval of keys; that and an additive mask, whose tiles travel with the
-// others; or whatever score.cuh knows.
-enum class Between { interval, bias, anything };
-
 // Which tile of which pair of sequence and head is a block's. Where tiles differ in length those of a few pairs, whose
 // other sides fit the L2 cache together, come in the order of their tiles.
 struct BlockOrder {
