@@ -255,6 +255,21 @@ SEQKERN_INLINE unsigned ballot(bool says) {
 #endif
 }
 
+// ---- a kernel that starts before the one ahead of it on the stream has ended (Launch::early, 9.0) ----
+
+// As soon as every block has said so, or has ended, the next kernel may start.
+SEQKERN_INLINE void let_next_start() {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Until the kernel ahead has ended and what it wrote is there.
+SEQKERN_INLINE void wait_for_previous() {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- clusters: blocks that see each other's shared memory (compute capability 9.0; elsewhere each is alone) ----
 
 SEQKERN_INLINE int cluster_rank() {
@@ -437,8 +452,10 @@ SEQKERN_INLINE void copy_word(void* to, const void* from) {
 #if SEQKERN_HOSTCUDA
   hostcuda::check_aligned(to, kBytes, "copy_word");
   hostcuda::check_aligned(from, kBytes, "copy_word");
-#endif
+  __builtin_memcpy(to, from, kBytes);
+#else
   *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
+#endif
 }
 
 // Sixteen bytes of global memory that nobody writes and nobody else reads.

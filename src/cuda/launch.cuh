@@ -22,10 +22,11 @@ struct Launch {
   int cluster = 1;  // blocks.x must be a multiple; more than 1 needs compute capability 9.0
   cudaStream_t stream = nullptr;
   bool together = false;  // all blocks at the same time, so that they may wait for each other; or an error
+  bool early = false;  // the kernel calls wait_for_previous first; needs compute capability 9.0
 };
 
-// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's own code to be of compute
-// capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
+// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's
+// own code to be of compute capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
   bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
@@ -154,15 +155,18 @@ template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   // More shared memory than 48 KB, the static counted in, has to be asked for.
   if (l.shared_bytes > 16 * 1024 || l.cluster > 1) once(ask_for_all, reinterpret_cast<const void*>(kernel));
-  auto attribute = cluster_attribute(l.cluster);
+  auto attribute = cluster_attribute(l.cluster);  // one of the three at most
   if (l.together) {
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
+  } else if (l.early) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
   }
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;
   config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;
-  config.attrs = &attribute, config.numAttrs = l.cluster > 1 || l.together ? 1 : 0;
+  config.attrs = &attribute, config.numAttrs = l.cluster > 1 || l.together || l.early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 

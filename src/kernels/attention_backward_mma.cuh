@@ -23,9 +23,11 @@ struct WarpProducts {
   static constexpr int kUnit = 16;                    // rows that go together
   static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
   static constexpr bool kHopper = false;
+  static constexpr int kStages = 2;
   using Sums = float[kWidth / 8][4];
 
   SEQKERN_INLINE static void fence() {}
+  SEQKERN_INLINE static void finish(Sums&) {}
 
   // Columns are rows of `walked` from 8 `from` on.
   template <int kTiles>
@@ -61,10 +63,13 @@ struct WarpProducts {
     }
   }
 
-  // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp.
-  template <class Powers, class Slopes>
+  // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp; meanwhile() is
+  // for the next tile's sake.
+  template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
-                                 const Walked<T, kWidth>& dout, Powers powers, Slopes slopes, Sums& dk, Sums& dv) {
+                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& dk,
+                                 Sums& dv) {
+    meanwhile();
     for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
       Tile<kAtOnce> s = {}, dp = {};
       multiply_rows(k, q, from, s);
@@ -75,9 +80,10 @@ struct WarpProducts {
       accumulate(dp, q, from, dk);
     }
   }
-  template <class Powers, class Slopes>
+  template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
-                                const Walked<T, kWidth>& v, Powers powers, Slopes slopes, Sums& sums) {
+                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& sums) {
+    meanwhile();
     for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
       Tile<kAtOnce> s = {}, dp = {};
       multiply_rows(q, k, from, s);
@@ -94,10 +100,13 @@ template <class T, int kWidth>
 struct GroupProducts {
   static constexpr int kUnit = 64, kAll = kWalkRows / 8;
   static constexpr bool kHopper = true;
+  static constexpr int kStages = 3;  // the last product of a tile may still run when the next but one is fetched
   using Sums = float[kWidth / 8][4];
   using Weights = std::uint32_t[kAll / 2][4];
 
   SEQKERN_INLINE static void fence() { fence_products(); }
+  // Before the sums are read, and in a tile that adds nothing to them.
+  SEQKERN_INLINE static void finish(Sums& sums) { group_wait<0>(flat(sums)); }
   template <int kTiles>
   SEQKERN_INLINE static auto flat(Tile<kTiles>& tile) -> float (&)[kTiles * 4] {
     return reinterpret_cast<float(&)[kTiles * 4]>(tile);
@@ -121,14 +130,16 @@ struct GroupProducts {
     group_commit();
   }
 
-  template <class Powers, class Slopes>
+  template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
-                                 const Walked<T, kWidth>& dout, Powers powers, Slopes slopes, Sums& dk, Sums& dv) {
+                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& dk,
+                                 Sums& dv) {
     Tile<kAll> s = {}, dp = {};
     Weights p, ds;
     group_fence();
     multiply_rows(k, q, s);
     multiply_rows(v, dout, dp);
+    meanwhile();
     group_wait<1>(flat(s));
     powers(s, 0);
     pack_all(p, s);
@@ -137,24 +148,22 @@ struct GroupProducts {
     slopes(s, dp, 0);
     pack_all(ds, dp);
     accumulate(ds, q, dk);
-    group_wait<0>(flat(dk));
-    group_wait<0>(flat(dv));
   }
-  template <class Powers, class Slopes>
+  template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
-                                const Walked<T, kWidth>& v, Powers powers, Slopes slopes, Sums& sums) {
+                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& sums) {
     Tile<kAll> s = {}, dp = {};
     Weights ds;
     group_fence();
     multiply_rows(q, k, s);
     multiply_rows(dout, v, dp);
+    meanwhile();
     group_wait<1>(flat(s));
     powers(s, 0);
     group_wait<0>(flat(dp));
     slopes(s, dp, 0);
     pack_all(ds, dp);
     accumulate(ds, k, sums);
-    group_wait<0>(flat(sums));
   }
 };
 
@@ -163,7 +172,7 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   constexpr bool kFull = kBetween == Between::anything;
   const AttentionBackward& p = a.p;
-  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
   int pairs = int(p.batch * p.kv_heads), tiles = int(gridDim.x) / pairs, pair = int(blockIdx.x) % pairs;
   int tile = int(blockIdx.x) / pairs, key = tile * kOwnRows;  // causal: the longest first
   int b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads), head = kv_head * int(p.group());
@@ -188,7 +197,8 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   constexpr int kUnit = Products::kUnit;
   int lane = lane_id(), mine = key + warp_id() * 16 + lane / 4, unit = key + warp_id() * 16 / kUnit * kUnit;
   typename Products::Sums dk = {}, dv = {};
-  for (int stage = 0; head < end; stage ^= 1) {
+  for (int stage = 0, next; head < end; stage = next) {
+    next = (stage + 1) % Products::kStages;
     copy_wait<0>();
     Products::fence();
     sync_block();
@@ -198,11 +208,17 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
     }
     i += kWalkRows;
     if (i >= high) i = first, ++head;
-    if (head < end) fetch(stage ^ 1);
+    auto fetch_next = [&] {
+      if (head < end) fetch(next);
+    };
 
     const RowTerms* row = memory.terms(stage);
     const RowTerms &one = row[lane], &other = row[lane + 32];
-    if (!ballot(one.sees_any(unit, kUnit) || other.sees_any(unit, kUnit))) continue;
+    if (!ballot(one.sees_any(unit, kUnit) || other.sees_any(unit, kUnit))) {
+      Products::finish(dk);
+      fetch_next();
+      continue;
+    }
     bool whole = ballot(one.sees_all(unit, kUnit) && other.sees_all(unit, kUnit)) == kAllLanes;
     auto powers = [&]<int kTiles>(Tile<kTiles>& s, int from) {
       auto bias_at = [&](int n) {
@@ -227,12 +243,14 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
           else dp[n][e] = a.template slope_of<kWhole>(s[n][e], dp[n][e], row[r]);
         });
       };
-      if (kBetween == Between::interval && whole) run.template operator()<true>();
-      else run.template operator()<false>();
+      run.template operator()<false>();
     };
-    Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dk, dv);
+    Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), fetch_next, powers,
+                  slopes, dk, dv);
   }
   copy_wait<0>();
+  Products::finish(dk);
+  Products::finish(dv);
   index_t rows = p.cu_k ? p.keys(b) : p.key_len;
   auto to = [&](void* data, const AttentionStrides& s) {
     return [&, data](int r) {
@@ -250,7 +268,7 @@ template <class T, int kWidth, Between kBetween, class Products>
 SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
-  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
   int heads = int(p.batch * p.heads), tiles = int(gridDim.x) / heads;
   int b = int(blockIdx.x) % heads / int(p.heads), head = int(blockIdx.x) % int(p.heads);
   int tile = tiles - 1 - int(blockIdx.x) / heads, first = tile * kOwnRows;  // causal: the longest first
@@ -281,14 +299,21 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   constexpr int kUnit = Products::kUnit;
   Interval unit = keys_they_see(p, b, first + warp_id() * 16 / kUnit * kUnit, kUnit);
   typename Products::Sums dq = {};
-  for (int stage = 0; key < high; stage ^= 1) {
+  for (int stage = 0, next; key < high; stage = next) {
+    next = (stage + 1) % Products::kStages;
     copy_wait<0>();
     Products::fence();
     sync_block();
     int at = key;
     key += kWalkRows;
-    if (key < high) fetch(stage ^ 1);
-    if (unit.high <= at || unit.low >= at + kWalkRows) continue;
+    auto fetch_next = [&] {
+      if (key < high) fetch(next);
+    };
+    if (unit.high <= at || unit.low >= at + kWalkRows) {
+      Products::finish(dq);
+      fetch_next();
+      continue;
+    }
     bool whole = ballot(row[0].sees_all(at, kWalkRows) && row[1].sees_all(at, kWalkRows)) == kAllLanes;
     at += lane % 4 * 2;
     auto powers = [&]<int kTiles>(Tile<kTiles>& s, int from) {
@@ -318,9 +343,11 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
       if (kBetween == Between::interval && whole) run.template operator()<true>();
       else run.template operator()<false>();
     };
-    Products::dq(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), powers, slopes, dq);
+    Products::dq(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), fetch_next, powers,
+                 slopes, dq);
   }
   copy_wait<0>();
+  Products::finish(dq);
   index_t rows = p.cu_q ? p.queries(b) : p.query_len;
   auto to = [&](int r) {
     return first + r < rows ? row_of(static_cast<T*>(p.dq), p.dq_strides, p.cu_q, b, head, first + r) : nullptr;
@@ -346,7 +373,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   const index_t* step = p.dmask_strides;
-  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
+  GradientMemory<T, kWidth, kBetween, 2> memory{reinterpret_cast<T*>(shared)};
   auto q = memory.own(0), dout = memory.own(1);
   auto k = memory.walked(0, 0), v = memory.walked(1, 0);
   Sheets<T, kWalkRows, kOwnRows> mask{memory.walked(0, 1).data};
@@ -437,8 +464,8 @@ bool launch_over(void (*kernel)(Gradients<T>), index_t blocks, std::size_t bytes
 }
 template <class T, int kWidth, Between kBetween, template <class, int> class Products>
 bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
-  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween>::kBytes;
   using P = Products<T, kWidth>;
+  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween, P::kStages>::kBytes;
   auto dkv = dkv_mma_kernel<T, kWidth, kBetween, P>;
   if (P::kHopper && !limits(reinterpret_cast<const void*>(dkv)).has_body) return false;
   return launch_over(dkv, key_blocks(a.p), kBytes, a, stream) &&

@@ -7,6 +7,13 @@ namespace seqkern::cuda {
 
 inline constexpr int kOwnRows = 128, kWalkRows = 64, kGradientWarps = kOwnRows / 16;
 
+// Rows `base`, base + stride, ... as far as there are any.
+template <class T>
+struct Stretch {
+  const T* base;
+  int stride, count;
+};
+
 // [kRows, kWidth] of T in shared memory: sheets of 64 columns, a row of a sheet being eight pieces of 16 bytes, piece c
 // of row r at c ^ (r % 8), as products of a warpgroup want them.
 template <class T, int kWidth, int kRows>
@@ -24,16 +31,13 @@ struct Sheets {
   SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data + k * 16 * 64, kRows * 128); }
 
   // Rows as they are in global memory; zeros past `width` and where there is no row.
-  template <class Rows>
-  SEQKERN_INLINE void fetch(const Rows& rows, int width) const {
+  SEQKERN_INLINE void fetch(const Stretch<T>& rows, int width) const {
     constexpr int kPieces = kWidth / 8, kStep = 32 * kGradientWarps / kPieces;
-    int c = int(threadIdx.x) % kPieces, first = int(threadIdx.x) / kPieces;
+    int c = int(threadIdx.x) % kPieces, first = int(threadIdx.x) / kPieces, left = c * 8 < width ? rows.count - first : 0;
+    const T* from = rows.base + first * rows.stride + c * 8;
+    T* to = piece(first, c);
     SEQKERN_UNROLL
-    for (int r = 0; r < kRows; r += kStep) {
-      const T* row = rows(first + r);
-      bool there = row && c * 8 < width;
-      copy_async<16>(piece(first + r, c), there ? row + c * 8 : rows.base, there);
-    }
+    for (int r = 0; r < kRows; r += kStep) copy_async<16>(to + r * 64, from + r * rows.stride, r < left);
   }
 };
 template <class T, int kWidth>
@@ -72,14 +76,6 @@ struct alignas(16) RowTerms {
 // Between q . k and P: nothing but the row's interval of keys; that and an additive mask, whose tiles travel with the
 // others; or whatever score.cuh knows.
 enum class Between { interval, bias, anything };
-
-// Rows `base`, base + stride, ... as far as there are any.
-template <class T>
-struct Stretch {
-  const T* base;
-  int stride, count;
-  SEQKERN_INLINE const T* operator()(int r) const { return r < count ? base + r * stride : nullptr; }
-};
 
 template <class T>
 struct Gradients {
@@ -177,14 +173,14 @@ SEQKERN_INLINE bool store_rows(const float (&sums)[kWidth / 8][4], float factor,
   return wrong;
 }
 
-// A block's shared memory: two tiles of what it owns, and twice two of what it walks over, a tile of the mask and the
-// terms of 64 rows; in full where that is asked for.
-template <class T, int kWidth, Between kBetween>
+// A block's shared memory: two tiles of what it owns, and in every stage two of what it walks over, a tile of the mask
+// and the terms of 64 rows; in full where that is asked for.
+template <class T, int kWidth, Between kBetween, int kStages>
 struct GradientMemory {
   static constexpr int kMask = kBetween == Between::bias ? kOwnRows * kWalkRows : 0;
   static constexpr int kOwnSize = Own<T, kWidth>::kSize, kWalkedSize = Walked<T, kWidth>::kSize;
   static constexpr std::size_t kBytes =
-      (2 * kOwnSize + 4 * kWalkedSize + 2 * kMask) * sizeof(T) + 2 * kWalkRows * sizeof(RowTerms) +
+      (2 * kOwnSize + kStages * (2 * kWalkedSize + kMask)) * sizeof(T) + kStages * kWalkRows * sizeof(RowTerms) +
       (kBetween == Between::anything ? kWalkRows * sizeof(QueryRow<float>) : 0);
   T* data;
 
@@ -194,12 +190,12 @@ struct GradientMemory {
   }
   template <int kColumns>
   SEQKERN_INLINE Sheets<T, kColumns, kOwnRows * kWalkRows / kColumns> mask(int stage) const {
-    return {walked(0, 2).data + stage * kMask};
+    return {walked(0, kStages).data + stage * kMask};
   }
   SEQKERN_INLINE RowTerms* terms(int stage) const {
-    return reinterpret_cast<RowTerms*>(walked(0, 2).data + 2 * kMask) + stage * kWalkRows;
+    return reinterpret_cast<RowTerms*>(walked(0, kStages).data + kStages * kMask) + stage * kWalkRows;
   }
-  SEQKERN_INLINE QueryRow<float>* full() const { return reinterpret_cast<QueryRow<float>*>(terms(2)); }
+  SEQKERN_INLINE QueryRow<float>* full() const { return reinterpret_cast<QueryRow<float>*>(terms(kStages)); }
 };
 
 // Rows [low, high) of a head of sequence b see keys of [key, key + count).

@@ -185,12 +185,14 @@ __global__ void __launch_bounds__(32 * kMmaWarps, 2)
   if (spoiled && lane_id() == 0) spoiled[(pair * tiles + tile) * kMmaWarps + warp_id()] = wrong != 0;
 }
 
+// Whether rows start at multiples of 16 bytes, `count` values.
+inline bool starts_words(const void* data, const AttentionStrides& s, int count) {
+  return std::uintptr_t(data) % 16 == 0 && (s.batch | s.head | s.row) % count == 0;
+}
 // Whether the kernel can do this call: its types, widths, and rows that start at multiples of 16 bytes.
 inline bool fits_mma(const AttentionForward& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return false;
-  auto whole = [](const void* data, const AttentionStrides& s) {
-    return std::uintptr_t(data) % 16 == 0 && (s.batch | s.head | s.row) % 8 == 0;
-  };
+  auto whole = [](const void* data, const AttentionStrides& s) { return starts_words(data, s, 8); };
   return !p.probs && p.head_dim % 8 == 0 && p.value_dim % 8 == 0 && p.value_dim > 0 && p.head_dim <= kMaxMmaWidth &&
          p.value_dim <= kMaxMmaWidth && whole(p.q, p.q_strides) && whole(p.k, p.k_strides) && whole(p.v, p.v_strides) &&
          whole(p.out, p.out_strides);
