@@ -262,7 +262,7 @@ struct Workspace {
       : rows(p.batch * p.heads * p.query_len), delta_bytes(round_up(rows * (p.dtype == DType::f64 ? 8 : 4), 16)) {
     if (!fits_mma(p)) return;
     terms_bytes = rows * index_t(sizeof(RowTerms));
-    if (masks(p)) keys = key_blocks(p) * kGradientWarps, own = row_blocks(p) * kGradientWarps;
+    if (masks(p)) keys = order_of_keys(p).blocks() * kGradientWarps, own = order_of_rows(p).blocks() * kGradientWarps;
   }
   index_t bytes() const { return delta_bytes + terms_bytes + keys + own; }
 };
@@ -286,7 +286,8 @@ void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) 
   Given given;
   if constexpr (sizeof(T) == 2)
     if (terms) {
-      Gradients<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, false};
+      Gradients<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, order_of_keys(p),
+                     order_of_rows(p)};
       if (w.own) m.keys_spoiled = bytes + w.delta_bytes + w.terms_bytes, m.rows_spoiled = m.keys_spoiled + w.keys;
       given = launch_gradient(m, stream);
       if (given.inputs) keys_wanted = m.keys_spoiled, rows_wanted = m.rows_spoiled;

@@ -13,159 +13,9 @@
 #pragma once
 #include <cstdlib>
 
-#include "attention_gradient.cuh"
+#include "attention_gradient_products.cuh"
 
 namespace seqkern::cuda {
-
-// Products of a warp, of which each takes its sixteen rows on alone.
-template <class T, int kWidth>
-struct WarpProducts {
-  static constexpr int kUnit = 16;                    // rows that go together
-  static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
-  static constexpr bool kHopper = false;
-  static constexpr int kStages = 2;
-  using Sums = float[kWidth / 8][4];
-
-  SEQKERN_INLINE static void fence() {}
-  SEQKERN_INLINE static void finish(Sums&) {}
-
-  // Columns are rows of `walked` from 8 `from` on.
-  template <int kTiles>
-  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked, int from,
-                                           Tile<kTiles>& sums) {
-    int lane = lane_id();
-    SEQKERN_UNROLL
-    for (int d = 0; d < kWidth / 16; ++d) {
-      std::uint32_t a[4], b[4];
-      load_matrices(a, own.piece(warp_id() * 16 + lane % 16, 2 * d + lane / 16));
-      SEQKERN_UNROLL
-      for (int n = 0; n < kTiles; n += 2) {
-        load_matrices(b, walked.piece((from + n) * 8 + lane % 8 + lane / 16 * 8, 2 * d + lane / 8 % 2));
-        multiply<T>(sums[n], a, {b[0], b[1]});
-        multiply<T>(sums[n + 1], a, {b[2], b[3]});
-      }
-    }
-  }
-  template <int kTiles>
-  SEQKERN_INLINE static void accumulate(const Tile<kTiles>& tile, const Walked<T, kWidth>& walked, int from, Sums& sums) {
-    int lane = lane_id();
-    SEQKERN_UNROLL
-    for (int j = 0; j < kTiles; j += 2) {
-      std::uint32_t a[4];
-      pack_pair<T>(a, tile[j], tile[j + 1]);
-      SEQKERN_UNROLL
-      for (int n = 0; n < kWidth / 8; n += 2) {
-        std::uint32_t b[4];
-        load_matrices<true>(b, walked.piece((from + j) * 8 + lane % 16, n + lane / 16));
-        multiply<T>(sums[n], a, {b[0], b[1]});
-        multiply<T>(sums[n + 1], a, {b[2], b[3]});
-      }
-    }
-  }
-
-  // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp; meanwhile() is
-  // for the next tile's sake.
-  template <class Meanwhile, class Powers, class Slopes>
-  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
-                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& dk,
-                                 Sums& dv) {
-    meanwhile();
-    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
-      Tile<kAtOnce> s = {}, dp = {};
-      multiply_rows(k, q, from, s);
-      multiply_rows(v, dout, from, dp);
-      powers(s, from);
-      slopes(s, dp, from);
-      accumulate(s, dout, from, dv);
-      accumulate(dp, q, from, dk);
-    }
-  }
-  template <class Meanwhile, class Powers, class Slopes>
-  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
-                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& sums) {
-    meanwhile();
-    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
-      Tile<kAtOnce> s = {}, dp = {};
-      multiply_rows(q, k, from, s);
-      multiply_rows(dout, v, from, dp);
-      powers(s, from);
-      slopes(s, dp, from);
-      accumulate(dp, k, from, sums);
-    }
-  }
-};
-
-// Products of a warpgroup (compute capability 9.0a), which run in the background.
-template <class T, int kWidth>
-struct GroupProducts {
-  static constexpr int kUnit = 64, kAll = kWalkRows / 8;
-  static constexpr bool kHopper = true;
-  static constexpr int kStages = 3;  // the last product of a tile may still run when the next but one is fetched
-  using Sums = float[kWidth / 8][4];
-  using Weights = std::uint32_t[kAll / 2][4];
-
-  SEQKERN_INLINE static void fence() { fence_products(); }
-  // Before the sums are read, and in a tile that adds nothing to them.
-  SEQKERN_INLINE static void finish(Sums& sums) { group_wait<0>(flat(sums)); }
-  template <int kTiles>
-  SEQKERN_INLINE static auto flat(Tile<kTiles>& tile) -> float (&)[kTiles * 4] {
-    return reinterpret_cast<float(&)[kTiles * 4]>(tile);
-  }
-
-  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked,
-                                           Tile<kAll>& sums) {
-    SEQKERN_UNROLL
-    for (int k = 0; k < kWidth / 16; ++k)
-      multiply_group<T, kWalkRows>(flat(sums), own.columns(k, warp_id() / 4 * 64), walked.columns(k), k > 0);
-    group_commit();
-  }
-  SEQKERN_INLINE static void pack_all(Weights& weights, const Tile<kAll>& tile) {
-    SEQKERN_UNROLL
-    for (int j = 0; j < kAll; j += 2) pack_pair<T>(weights[j / 2], tile[j], tile[j + 1]);
-  }
-  SEQKERN_INLINE static void accumulate(const Weights& weights, const Walked<T, kWidth>& walked, Sums& sums) {
-    group_fence();
-    SEQKERN_UNROLL
-    for (int j = 0; j < kAll / 2; ++j) multiply_group<T, kWidth>(flat(sums), weights[j], walked.rows(j));
-    group_commit();
-  }
-
-  template <class Meanwhile, class Powers, class Slopes>
-  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
-                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& dk,
-                                 Sums& dv) {
-    Tile<kAll> s = {}, dp = {};
-    Weights p, ds;
-    group_fence();
-    multiply_rows(k, q, s);
-    multiply_rows(v, dout, dp);
-    meanwhile();
-    group_wait<1>(flat(s));
-    powers(s, 0);
-    pack_all(p, s);
-    accumulate(p, dout, dv);
-    group_wait<1>(flat(dp));
-    slopes(s, dp, 0);
-    pack_all(ds, dp);
-    accumulate(ds, q, dk);
-  }
-  template <class Meanwhile, class Powers, class Slopes>
-  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
-                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes, Sums& sums) {
-    Tile<kAll> s = {}, dp = {};
-    Weights ds;
-    group_fence();
-    multiply_rows(q, k, s);
-    multiply_rows(dout, v, dp);
-    meanwhile();
-    group_wait<1>(flat(s));
-    powers(s, 0);
-    group_wait<0>(flat(dp));
-    slopes(s, dp, 0);
-    pack_all(ds, dp);
-    accumulate(ds, k, sums);
-  }
-};
 
 template <class T, int kWidth, Between kBetween, class Products>
 SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
@@ -173,12 +23,12 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   constexpr bool kFull = kBetween == Between::anything;
   const AttentionBackward& p = a.p;
   GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
-  int pairs = int(p.batch * p.kv_heads), tiles = int(gridDim.x) / pairs, pair = int(blockIdx.x) % pairs;
-  int tile = int(blockIdx.x) / pairs, key = tile * kOwnRows;  // causal: the longest first
-  int b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads), head = kv_head * int(p.group());
+  int pair, tile;  // causal: the longest first
+  a.keys_order.find(int(blockIdx.x), pair, tile);
+  int key = tile * kOwnRows, b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads);
   Interval seeing = rows_that_see(p, b, key, kOwnRows);
   int first = int(seeing.low) / kWalkRows * kWalkRows, high = int(seeing.high), i = first;
-  int end = first < high ? head + int(p.group()) : head;
+  int head = kv_head * int(p.group()), end = first < high ? head + int(p.group()) : head;
 
   auto fetch = [&](int stage) {
     memory.walked(0, stage).fetch(a.queries(p.q, p.q_strides, b, head, i), int(p.head_dim));
@@ -260,7 +110,7 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   bool wrong = store_rows<T, kWidth>(dk, float(p.scale), p.head_dim, to(p.dk, p.dk_strides));
   wrong = store_rows<T, kWidth>(dv, 1, p.value_dim, to(p.dv, p.dv_strides)) || wrong;
   unsigned spoiled = ballot(wrong);
-  int at = (pair * tiles + tile) * kGradientWarps + warp_id();
+  int at = (pair * a.keys_order.tiles + tile) * kGradientWarps + warp_id();
   if (a.keys_spoiled && lane == 0) a.keys_spoiled[at] = spoiled != 0;
 }
 
@@ -269,9 +119,10 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
-  int heads = int(p.batch * p.heads), tiles = int(gridDim.x) / heads;
-  int b = int(blockIdx.x) % heads / int(p.heads), head = int(blockIdx.x) % int(p.heads);
-  int tile = tiles - 1 - int(blockIdx.x) / heads, first = tile * kOwnRows;  // causal: the longest first
+  int which, tile, tiles = a.rows_order.tiles;
+  a.rows_order.find(int(blockIdx.x), which, tile);
+  tile = tiles - 1 - tile;  // causal: the longest first
+  int b = which / int(p.heads), head = which % int(p.heads), first = tile * kOwnRows;
   Interval seen = keys_they_see(p, b, first, kOwnRows);
   int key = int(seen.low) / kWalkRows * kWalkRows, high = int(seen.high);
   auto fetch = [&](int stage) {
@@ -353,7 +204,7 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
     return first + r < rows ? row_of(static_cast<T*>(p.dq), p.dq_strides, p.cu_q, b, head, first + r) : nullptr;
   };
   unsigned spoiled = ballot(store_rows<T, kWidth>(dq, float(p.scale), p.head_dim, to));
-  int at = ((b * int(p.heads) + head) * tiles + tile) * kGradientWarps + warp_id();
+  int at = (which * tiles + tile) * kGradientWarps + warp_id();
   if (a.rows_spoiled && lane == 0) a.rows_spoiled[at] = spoiled != 0;
 }
 
@@ -410,9 +261,10 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
       auto bias_at = [&](int n) { return mask.piece(warp_id() * 16 + lane % 16, part + n + lane / 16); };
       a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
         int c = half * 2 + e, j = from + (part + n) * 8 + e;
-        float& ds = sums[part + n][c];
-        if constexpr (kBetween == Between::anything) ds += a.weigh(s[n][c], dp[n][c], row[half], full[half], j);
-        else ds += a.template slope_of<false>(a.template power_of<kBetween, false>(s[n][c], row[half], j, bias), dp[n][c], row[half]);
+        float &x = s[n][c], &ds = sums[part + n][c];
+        if constexpr (kBetween == Between::anything) ds += a.weigh(x, dp[n][c], row[half], full[half], j);
+        else x = a.template power_of<kBetween, false>(x, row[half], j, bias),
+             ds += a.template slope_of<false>(x, dp[n][c], row[half]);
       });
     }
   }
@@ -446,8 +298,12 @@ inline Between between(const AttentionBackward& p) {
   bool whole = !p.mask_is_bool && s[3] == 1 && starts_rows_whole(p.mask, s[0] | s[1] | s[2] | p.key_len, s[2]);
   return whole ? Between::bias : Between::anything;
 }
-inline index_t key_blocks(const AttentionInputs& p) { return p.batch * p.kv_heads * ceil_div(p.key_len, kOwnRows); }
-inline index_t row_blocks(const AttentionInputs& p) { return p.batch * p.heads * ceil_div(p.query_len, kOwnRows); }
+inline BlockOrder order_of_keys(const AttentionInputs& p) {
+  return {p.batch * p.kv_heads, p.key_len, p.causal ? p.group() * p.query_len * (p.head_dim + p.value_dim) : 0};
+}
+inline BlockOrder order_of_rows(const AttentionInputs& p) {
+  return {p.batch * p.heads, p.query_len, p.causal ? p.key_len * (p.head_dim + p.value_dim) : 0};
+}
 
 // Which gradients tensor cores gave.
 struct Given {
@@ -468,8 +324,8 @@ bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
   constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween, P::kStages>::kBytes;
   auto dkv = dkv_mma_kernel<T, kWidth, kBetween, P>;
   if (P::kHopper && !limits(reinterpret_cast<const void*>(dkv)).has_body) return false;
-  return launch_over(dkv, key_blocks(a.p), kBytes, a, stream) &&
-         launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, row_blocks(a.p), kBytes, a, stream);
+  return launch_over(dkv, a.keys_order.blocks(), kBytes, a, stream) &&
+         launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, a.rows_order.blocks(), kBytes, a, stream);
 }
 // Until it is known which is faster where: SEQKERN_ATTENTION_BACKWARD=warps leaves the products of warpgroups out.
 inline bool uses_groups() {

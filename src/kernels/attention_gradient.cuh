@@ -33,7 +33,8 @@ struct Sheets {
   // Rows as they are in global memory; zeros past `width` and where there is no row.
   SEQKERN_INLINE void fetch(const Stretch<T>& rows, int width) const {
     constexpr int kPieces = kWidth / 8, kStep = 32 * kGradientWarps / kPieces;
-    int c = int(threadIdx.x) % kPieces, first = int(threadIdx.x) / kPieces, left = c * 8 < width ? rows.count - first : 0;
+    int c = int(threadIdx.x) % kPieces, first = int(threadIdx.x) / kPieces;
+    int left = c * 8 < width ? rows.count - first : 0;
     const T* from = rows.base + first * rows.stride + c * 8;
     T* to = piece(first, c);
     SEQKERN_UNROLL
@@ -62,8 +63,8 @@ SEQKERN_INLINE void pack_pair(std::uint32_t (&a)[4], const float (&low)[4], cons
   a[2] = pack<T>(high[0], high[1]), a[3] = pack<T>(high[2], high[3]);
 }
 
-// What every element asks of its row of queries: the logarithm (base 2) that its power is taken relative to, dout . out,
-// the keys it sees. A row that sees nothing, and one past the end, sees [0, 0).
+// What every element asks of its row of queries: the logarithm (base 2) that its power is taken relative to,
+// dout . out, the keys it sees. A row that sees nothing, and one past the end, sees [0, 0).
 struct alignas(16) RowTerms {
   float lse, delta;
   int low, high;
@@ -77,6 +78,24 @@ struct alignas(16) RowTerms {
 // others; or whatever score.cuh knows.
 enum class Between { interval, bias, anything };
 
+// Which tile of which pair of sequence and head is a block's. Where tiles differ in length those of a few pairs, whose
+// other sides fit the L2 cache together, come in the order of their tiles.
+struct BlockOrder {
+  int pairs, tiles, section = 1;
+
+  // `walked`: elements that a pair's blocks walk over, 0 where tiles are alike.
+  BlockOrder(index_t count, index_t rows, index_t walked) : pairs(int(count)), tiles(int(ceil_div(rows, kOwnRows))) {
+    constexpr index_t kCached = 8 << 20;
+    if (walked) section = int(min_of(kCached / walked + 1, count));
+  }
+  index_t blocks() const { return index_t(pairs) * tiles; }
+  SEQKERN_INLINE void find(int block, int& pair, int& tile) const {
+    int start = block / (section * tiles) * section, within = block - start * tiles;
+    int many = int(min_of(section, pairs - start));
+    pair = start + within % many, tile = within / many;
+  }
+};
+
 template <class T>
 struct Gradients {
   AttentionBackward p;
@@ -84,7 +103,8 @@ struct Gradients {
   const RowTerms* terms;                       // [B, Hq, query_len]
   float factor;                                // of a product q . k, for powers of 2
   unsigned char *keys_spoiled, *rows_spoiled;  // one for every sixteen, or null
-  bool stores_dmask;                           // with dq
+  BlockOrder keys_order, rows_order;
+  bool stores_dmask = false;  // with dq
 
   SEQKERN_INLINE const RowTerms* terms_of(int b, int head) const {
     return terms + (index_t(b) * p.heads + head) * p.query_len;
