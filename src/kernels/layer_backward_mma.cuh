@@ -131,7 +131,7 @@ struct BackStepWalk {
         mbarrier_init(full + i, 1);
         mbarrier_expect(full + i, bytes);
       }
-    for (int e = int(threadIdx.x); e < 4 * kSteps * 32; e += kThreads) words[e] = 0;
+    for (int e = int(threadIdx.x); e < 2 * kParts * kSteps * 32; e += kThreads) words[e] = 0;
     SEQKERN_UNROLL
     for (int c = 0; c < kCells; ++c) {
       if (!exists(c)) continue;
