@@ -66,22 +66,6 @@ struct GemmTile {
   SEQKERN_INLINE T* piece(int line, int c) const {
     return data + (line * kPieces + (c ^ (kDepthFirst ? line / 2 % 4 : line % 8))) * 8;
   }
-  template <class Operand>
-  SEQKERN_INLINE void fetch(const Operand& operand, bool aligned, index_t first, index_t count, index_t k,
-                            index_t depth, int part) const {
-    index_t line0 = kDepthFirst ? first : k, lines = kDepthFirst ? count : depth;
-    index_t along0 = kDepthFirst ? k : first, width = kDepthFirst ? depth : count;
-    SEQKERN_UNROLL
-    for (int e = int(threadIdx.x); e < kLines * kPieces; e += kGemmThreads) {
-      int l = e / kPieces, c = e % kPieces;
-      index_t at = along0 + c * 8;
-      const T* from = line0 + l < lines && at < width ? operand.line(line0 + l, part) : nullptr;
-      T* to = piece(l, c);
-      if (aligned) copy_async<16>(to, from ? from + at : operand.data, from);
-      else
-        for (int i = 0; i < 8; ++i) to[i] = from && at + i < width ? from[at + i] : T{};
-    }
-  }
   // The left factor [16, 16] of rows from i on, and the right factors [16, 8] of columns j and j + 8, at depth k.
   SEQKERN_INLINE void left(std::uint32_t (&a)[4], int i, int k) const {
     int lane = lane_id();
@@ -92,6 +76,51 @@ struct GemmTile {
     int lane = lane_id();
     if constexpr (kDepthFirst) load_matrices(b, piece(j + lane / 16 * 8 + lane % 8, k / 8 + lane / 8 % 2));
     else load_matrices<true>(b, piece(k + lane % 16, j / 8 + lane / 16));
+  }
+};
+
+// The pieces of an operand that a thread brings to every tile: all of one column of pieces, lines apart.
+template <class Operand, int kCount>
+struct GemmStream {
+  using T = typename Operand::type;
+  using Tile = GemmTile<T, kCount, Operand::kDepthFirst>;
+  static constexpr bool kDepthFirst = Operand::kDepthFirst;
+  static constexpr int kEach = Tile::kLines * Tile::kPieces / kGemmThreads, kApart = kGemmThreads / Tile::kPieces;
+  static_assert(kApart % 8 == 0);  // pieces of one column are placed alike
+
+  const Operand& operand;
+  index_t line0, lines, along, width;  // of the first piece at depth 0
+  int place;
+  bool aligned;
+  const T* from[kEach];
+
+  SEQKERN_INLINE GemmStream(const Operand& o, bool whole, index_t first, index_t count, index_t depth)
+      : operand(o), lines(kDepthFirst ? count : depth), width(kDepthFirst ? depth : count), aligned(whole) {
+    int l = int(threadIdx.x) / Tile::kPieces, c = int(threadIdx.x) % Tile::kPieces;
+    place = int(Tile{nullptr}.piece(l, c) - static_cast<T*>(nullptr));
+    line0 = (kDepthFirst ? first : 0) + l, along = (kDepthFirst ? 0 : first) + c * 8;
+  }
+
+  SEQKERN_INLINE void start(int part) {
+    if constexpr (kDepthFirst) {
+      SEQKERN_UNROLL
+      for (int p = 0; p < kEach; ++p)
+        from[p] = line0 + p * kApart < lines ? operand.line(line0 + p * kApart, part) + along : nullptr;
+    }
+  }
+  SEQKERN_INLINE void fetch(T* stage, index_t k, int part) const {
+    SEQKERN_UNROLL
+    for (int p = 0; p < kEach; ++p) {
+      index_t line = line0 + k + p * kApart, left = width - along - (kDepthFirst ? k : 0);
+      const T* source = nullptr;
+      if constexpr (kDepthFirst) source = left > 0 && from[p] ? from[p] + k : nullptr;
+      else if (line < lines && left > 0) source = operand.line(line, part);
+      if (!kDepthFirst && source) source += along;
+      T* to = stage + place + p * kApart * Tile::kPieces * 8;
+      if (aligned) copy_async<16>(to, source ? source : operand.data, source);
+      else
+        for (int i = 0; i < 8; ++i) to[i] = source && i < left ? source[i] : T{};
+    }
   }
 };
 
@@ -123,13 +152,16 @@ __global__ void __launch_bounds__(kGemmThreads, 2) gemm_mma_kernel(GemmShape s, 
     return GemmTile<T, kColumns, Right::kDepthFirst>{stages + i % kMmaStages * kStage + kMmaTile * kMmaDepth};
   };
   index_t across = ceil_div(s.n, kColumns), i0 = blockIdx.x / across * kMmaTile, j0 = blockIdx.x % across * kColumns;
-  int steps = int(ceil_div(s.depth, kMmaDepth)), all = steps * s.parts;
+  GemmStream<Left, kMmaTile> of_left(left, s.left_aligned, i0, s.m, s.depth);
+  GemmStream<Right, kColumns> of_right(right, s.right_aligned, j0, s.n, s.depth);
+  int steps = int(ceil_div(s.depth, kMmaDepth)), all = steps * s.parts, part = s.parts;
+  index_t k = s.depth;
   auto fetch = [&](int i) {
     if (i < all) {
-      int part = s.parts - 1 - i / steps;
-      index_t k = index_t(i % steps) * kMmaDepth;
-      a(i).fetch(left, s.left_aligned, i0, s.m, k, s.depth, part);
-      b(i).fetch(right, s.right_aligned, j0, s.n, k, s.depth, 0);
+      if (k >= s.depth) k = 0, of_left.start(--part), of_right.start(0);
+      of_left.fetch(a(i).data, k, part);
+      of_right.fetch(b(i).data, k, 0);
+      k += kMmaDepth;
     }
     copy_commit();
   };
@@ -147,12 +179,12 @@ __global__ void __launch_bounds__(kGemmThreads, 2) gemm_mma_kernel(GemmShape s, 
     sync_block();
     fetch(i + kMmaStages - 1);
     SEQKERN_UNROLL
-    for (int k = 0; k < kMmaDepth; k += 16) {
+    for (int d = 0; d < kMmaDepth; d += 16) {
       std::uint32_t u[kRows][4], v[2][4];
       SEQKERN_UNROLL
-      for (int r = 0; r < kRows; ++r) a(i).left(u[r], row + r * 16, k);
+      for (int r = 0; r < kRows; ++r) a(i).left(u[r], row + r * 16, d);
       SEQKERN_UNROLL
-      for (int c = 0; c < 2; ++c) b(i).right(v[c], column + c * 16, k);
+      for (int c = 0; c < 2; ++c) b(i).right(v[c], column + c * 16, d);
       SEQKERN_UNROLL
       for (int r = 0; r < kRows; ++r) SEQKERN_UNROLL
       for (int c = 0; c < 4; ++c) multiply<T>(sum[r][c], u[r], {v[c / 2][c % 2 * 2], v[c / 2][c % 2 * 2 + 1]});

@@ -170,6 +170,7 @@ SEQKERN_INLINE void row_products(const W* const (&weights)[kCount], const A* in,
     }
   }
   A mine = reduce_many(part);
+  sync_warp();  // all lanes have read `in` before one of them sends what came of it: the next may then arrive
   SEQKERN_UNROLL
   for (int j = 0; j < kCount; ++j) sums[j] = shuffle(mine, j * kRows + lane_id() % kRows);
 }

@@ -4,7 +4,7 @@
 // A block owns tiles of 16 units. It multiplies the gate gradients of its own units alone with their rows of W_hh,
 // which gives a part of dh of the step before for every unit; the parts go to the units' owners, which add them up in
 // the order of the blocks. So what travels is dh in float, a quarter of the gate gradients, and these can be given to
-// the product in two parts (gemm_mma.cuh), as accurate as the forward pass; how the blocks share the units decides the
+// the product in parts (gemm_mma.cuh), as accurate as the forward pass; how the blocks share the units decides the
 // order of the sums.
 #pragma once
 #include "layer_mma.cuh"
@@ -24,7 +24,9 @@ struct BackStepWalk {
   static constexpr int G = Cell::kGates, X = Cell::kSums, kSlots = G == 1 ? 1 : 4, kThreads = 32 * kStepWarps;
   static constexpr int kUnits = kGroups * kGroup * 16 / kSlots;  // of a block, at most
   static constexpr int kCells = kUnits * kRows > kThreads ? kUnits * kRows / kThreads : 1;  // of a thread
-  static constexpr int kSteps = kGroups * kGroup, kHeldTiles = 8 / kGroups;  // of a warp, in registers
+  // No gate damps what two parts of bfloat16 cut off of a vanilla RNN's gradients.
+  static constexpr int kParts = G == 1 && std::is_same_v<T, bf16> ? 3 : 2;
+  static constexpr int kSteps = kGroups * kGroup, kHeldTiles = (kParts > 2 && kGroups < 4 ? 4 : 8) / kGroups;  // of a warp, in registers
 
   const BackStepArguments& a;
   const RecurrentBackward& p;
@@ -33,7 +35,7 @@ struct BackStepWalk {
   int all, size, rank, bytes;  // tiles, blocks, this block, bytes a step brings
   Range tiles;
   std::uint64_t* full = nullptr;
-  std::uint64_t* words;  // gate gradients of even and odd steps: [2, 2 parts, kSteps * 32]
+  std::uint64_t* words;  // gate gradients of even and odd steps: [2, kParts, kSteps * 32]
   float* received;       // [2, blocks, kUnits, kRows]
   const Factor *global, *chip;
   float dstate[kCells] = {}, carried[kCells] = {};
@@ -47,7 +49,7 @@ struct BackStepWalk {
     bytes = size * int(tiles.end - tiles.begin) * 16 * kRows * 4;
     if (size > 1) full = reinterpret_cast<std::uint64_t*>(shared);
     Pieces pieces{shared, kBarrierBytes};
-    words = pieces.take<std::uint64_t>(4 * kSteps * 32);
+    words = pieces.take<std::uint64_t>(2 * kParts * kSteps * 32);
     received = pieces.take<float>(2 * size * kUnits * kRows);
     global = a.weights + index_t(rank) * all * kSteps * 32;
     auto copy = pieces.take<Factor>(0);
@@ -57,7 +59,7 @@ struct BackStepWalk {
 
   static constexpr int held_groups() { return kHeldTiles * kGroups; }
   static constexpr std::size_t shared_bytes(int cluster) {
-    return kBarrierBytes + 4 * kSteps * 256 + std::size_t(2 * cluster * kUnits * kRows) * sizeof(float);
+    return kBarrierBytes + 2 * kParts * kSteps * 256 + std::size_t(2 * cluster * kUnits * kRows) * sizeof(float);
   }
   struct Columns {  // W_hh': row r of a tile is a unit of the step before, k a gate of a unit of the block
     const T* data;
@@ -82,7 +84,7 @@ struct BackStepWalk {
   }
 
   // Of step i. A warp may still multiply with those of the step before while others write: nobody waits for it then.
-  SEQKERN_INLINE RightFactor<T> gradients(index_t i) const { return {words + (i & 1) * 2 * kSteps * 32}; }
+  SEQKERN_INLINE RightFactor<T> gradients(index_t i) const { return {words + (i & 1) * kParts * kSteps * 32}; }
 
   // ---- weights: tile_of(j) of a warp ----
 
@@ -129,7 +131,7 @@ struct BackStepWalk {
         mbarrier_init(full + i, 1);
         mbarrier_expect(full + i, bytes);
       }
-    for (int e = int(threadIdx.x); e < 4 * kSteps * 32; e += kThreads) words[e] = 0;
+    for (int e = int(threadIdx.x); e < 2 * kParts * kSteps * 32; e += kThreads) words[e] = 0;
     SEQKERN_UNROLL
     for (int c = 0; c < kCells; ++c) {
       if (!exists(c)) continue;
@@ -198,40 +200,49 @@ struct BackStepWalk {
     if (!full) sync_block();
   }
 
-  // Gate gradients of the recurrent side, in two parts, to the right factor.
+  // Gate gradients of the recurrent side, in parts, to the right factor.
   SEQKERN_INLINE void share(index_t i, int c, const float (&d)[X]) const {
-    float high[4] = {}, low[4] = {};
+    float values[kParts][4] = {};
     SEQKERN_UNROLL
     for (int g = 0; g < G; ++g) {
-      T parts[2];
-      split(g == G - 1 ? d[X - 1] : d[g], 2, parts, 1);
-      high[g] = load(parts), low[g] = load(parts + 1);
+      T parts[kParts];
+      split(g == G - 1 ? d[X - 1] : d[g], kParts, parts, 1);
+      SEQKERN_UNROLL
+      for (int q = 0; q < kParts; ++q) values[q][g] = load(parts + q);
     }
     int unit = pair(c) / kRows, row = pair(c) % kRows;
-    RightFactor<T> first = gradients(i), second{first.words + kSteps * 32};
-    if constexpr (kSlots == 4) {
-      *first.at(unit, row) = word_of<T>(high);
-      *second.at(unit, row) = word_of<T>(low);
-    } else {
-      store(reinterpret_cast<T*>(first.at(unit / 4, row)) + unit % 4, high[0]);
-      store(reinterpret_cast<T*>(second.at(unit / 4, row)) + unit % 4, low[0]);
+    SEQKERN_UNROLL
+    for (int q = 0; q < kParts; ++q) {
+      RightFactor<T> factor{gradients(i).words + q * kSteps * 32};
+      if constexpr (kSlots == 4) *factor.at(unit, row) = word_of<T>(values[q]);
+      else store(reinterpret_cast<T*>(factor.at(unit / 4, row)) + unit % 4, values[q][0]);
     }
+  }
+
+  static SEQKERN_INLINE float whole(const float (&sums)[kParts][4], int e) {
+    float v = sums[kParts - 1][e];
+    SEQKERN_UNROLL
+    for (int q = kParts - 2; q >= 0; --q) v = sums[q][e] + v * (1 / kPartScale<T>);
+    return v;
   }
 
   // The parts of dh of tiles j and j + 1 from step i, to their owners. left(k, s, f): the factor of tile j + k.
   template <class Left>
   SEQKERN_INLINE void products(int j, index_t i, Left left) const {
-    float high[2][4] = {}, low[2][4] = {};
-    const std::uint64_t *first = gradients(i).lane(), *second = first + kSteps * 32;
+    float sums[2][kParts][4] = {};
+    const std::uint64_t* right = gradients(i).lane();
     SEQKERN_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       std::uint32_t f[4];
-      std::uint64_t h = first[s * 32], l = second[s * 32];
+      std::uint64_t r[kParts];
+      SEQKERN_UNROLL
+      for (int q = 0; q < kParts; ++q) r[q] = right[(q * kSteps + s) * 32];
       SEQKERN_UNROLL
       for (int k = 0; k < 2; ++k) {
         left(k, s, f);
-        multiply<T>(high[k], f, {std::uint32_t(h), std::uint32_t(h >> 32)});
-        multiply<T>(low[k], f, {std::uint32_t(l), std::uint32_t(l >> 32)});
+        SEQKERN_UNROLL
+        for (int q = 0; q < kParts; ++q)
+          multiply<T>(sums[k][q], f, {std::uint32_t(r[q]), std::uint32_t(r[q] >> 32)});
       }
     }
     SEQKERN_UNROLL
@@ -242,8 +253,7 @@ struct BackStepWalk {
       float* to = received + (((i & 1) * size + rank) * kUnits + unit) * kRows + lane_id() % 4 * 2;
       SEQKERN_UNROLL
       for (int e = 0; e < 4; e += 2, to += 8 * kRows) {
-        constexpr float kBack = 1 / kPartScale<T>;
-        float x = high[k][e] + low[k][e] * kBack, y = high[k][e + 1] + low[k][e + 1] * kBack;
+        float x = whole(sums[k], e), y = whole(sums[k], e + 1);
         std::uint64_t two = bit_cast<std::uint32_t>(x) | std::uint64_t(bit_cast<std::uint32_t>(y)) << 32;
         if (full) store_async(reinterpret_cast<std::uint64_t*>(to), two, full + (i & 1), owner);
         else to[0] = x, to[1] = y;

@@ -215,6 +215,7 @@ struct StepWalk {
       value[c] = cell(in.x[c], sum, in.h[c], in.constants[c], in.c[c], kept[c]);
       next[c] = on && unit(j, c) < H ? rounded<T>(value[c]) : in.h[c];
     }
+    sync_warp();  // all lanes have read the state before one of them sends: the next may then arrive
     if (s + 1 < p.seq_len) send(s + 1, tiles.begin + weights.tile_of(j), next);
     SEQKERN_UNROLL
     for (int c = 0; c < kCells; ++c) {
