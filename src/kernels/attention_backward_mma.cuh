@@ -264,7 +264,7 @@ SEQKERN_INLINE void gradients_of_kept(const Gradients<T>& a) {
     sync_block();
     fetch((stage + 2) % kStages);
     if (unit.high <= key || unit.low >= key + kWalkRows) continue;
-    typename Products::Weights weights;  // the matrices that were kept, transposed, those off the diagonal changing places
+    typename Products::Weights weights;  // the matrices kept, transposed, those off the diagonal in each other's place
     int matrix = (group * 4 + warp_id() % 4) * 4 + lane / 8 % 2 * 2 + lane / 16;
     SEQKERN_UNROLL
     for (int i = 0; i < kKept; ++i)
@@ -373,14 +373,15 @@ inline BlockOrder order_of_rows(const AttentionInputs& p, index_t pairs) {
   return {pairs * p.group(), p.query_len, p.causal ? p.key_len * (p.head_dim + p.value_dim) : 0};
 }
 
-// dS of how many pairs of sequence and key head is kept at a time: four rounds of blocks, or fewer where that takes more
-// than 1 GiB; 0 where dq computes it again.
+// dS of how many pairs of sequence and key head is kept at a time: four rounds of blocks, or fewer where that takes
+// more than 1 GiB; 0 where dq computes it again.
 inline index_t kept_bytes(const AttentionBackward& p) {
   return p.group() * round_up(p.query_len, kOwnRows) * round_up(p.key_len, kOwnRows) * 2;
 }
 inline index_t kept_pairs(const AttentionBackward& p) {
   auto kernel = dq_kept_kernel<bf16, 64>;
-  bool keeps = fits_mma(p) && between(p) == Between::interval && p.query_len && p.key_len && !uses("groups") && !uses("warps");
+  bool keeps = fits_mma(p) && between(p) == Between::interval && p.query_len && p.key_len;
+  keeps = keeps && !uses("groups") && !uses("warps");
   if (!keeps || !limits(reinterpret_cast<const void*>(kernel)).has_body) return 0;
   index_t pairs = p.batch * p.kv_heads, most = min_of((index_t(1) << 30) / kept_bytes(p), pairs);
   index_t rounds = min_of(ceil_div(4 * multiprocessors(), ceil_div(p.key_len, kOwnRows)), most);
