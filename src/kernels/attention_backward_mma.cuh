@@ -59,7 +59,7 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
       sync_block();
     }
     std::uint32_t* ds = nullptr;
-    if (kBetween == Between::interval && a.ds) ds = a.ds_at(pair, head, key + warp_id() * 16, i) + lane;
+    if (kBetween != Between::anything && a.ds) ds = a.ds_at(pair, head, key + warp_id() * 16, i) + lane;
     i += kWalkRows;
     if (i >= high) i = first, ++head;
     auto fetch_next = [&] {
@@ -380,7 +380,7 @@ inline index_t kept_bytes(const AttentionBackward& p) {
 }
 inline index_t kept_pairs(const AttentionBackward& p) {
   auto kernel = dq_kept_kernel<bf16, 64>;
-  bool keeps = fits_mma(p) && between(p) == Between::interval && p.query_len && p.key_len;
+  bool keeps = fits_mma(p) && between(p) != Between::anything && p.query_len && p.key_len;
   keeps = keeps && !uses("groups") && !uses("warps");
   if (!keeps || !limits(reinterpret_cast<const void*>(kernel)).has_body) return 0;
   index_t pairs = p.batch * p.kv_heads, most = min_of((index_t(1) << 30) / kept_bytes(p), pairs);
@@ -411,17 +411,17 @@ bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
          launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, a.rows_order.blocks(), kBytes, a, stream);
 }
 // The same, `at_once` pairs after the other, dS being kept in between.
-template <class T, int kWidth>
+template <class T, int kWidth, Between kBetween>
 bool launch_kept(Gradients<T> a, index_t at_once, cudaStream_t stream) {
   using P = GroupProducts<T, kWidth>;
   const AttentionBackward& p = a.p;
-  constexpr std::size_t kBytes = GradientMemory<T, kWidth, Between::interval, P::kStages>::kBytes;
+  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween, P::kStages>::kBytes;
   constexpr std::size_t kKeptBytes = 3 * (Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T);
   index_t pairs = p.batch * p.kv_heads;
   for (index_t first = 0; first < pairs; first += at_once) {
     index_t count = min_of(at_once, pairs - first);
     a.first_pair = int(first), a.keys_order = order_of_keys(p, count), a.rows_order = order_of_rows(p, count);
-    auto dkv = dkv_mma_kernel<T, kWidth, Between::interval, P>;
+    auto dkv = dkv_mma_kernel<T, kWidth, kBetween, P>;
     if (!launch_over(dkv, a.keys_order.blocks(), kBytes, a, stream)) return false;
     if (!launch_over(dq_kept_kernel<T, kWidth>, a.rows_order.blocks(), kKeptBytes, a, stream)) return false;
   }
@@ -433,13 +433,13 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   const index_t sizes[4] = {p.batch, p.heads, p.query_len, p.key_len}, *step = p.dmask_strides;
   auto real = [&](int i) { return step[i] || sizes[i] == 1; };
   bool tiled = p.dmask && p.dmask_count && real(2) && real(3);
-  a.stores_dmask = tiled && real(0) && real(1);
+  a.stores_dmask = tiled && real(0) && real(1) && !a.ds;
   Given given{false, a.stores_dmask};
-  if constexpr (kBetween == Between::interval)
-    if (a.ds) given.inputs = launch_kept<T, kWidth>(a, kept_pairs(p), stream);
-  a.ds = nullptr;
-  if constexpr (kBetween != Between::anything)
+  if constexpr (kBetween != Between::anything) {
+    given.inputs = a.ds && launch_kept<T, kWidth, kBetween>(a, kept_pairs(p), stream);
+    a.ds = nullptr;
     given.inputs = given.inputs || (!uses("warps") && launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream));
+  }
   if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween, WarpProducts>(a, stream);
   if (!given.inputs) return {};
   if constexpr (kBetween != Between::interval)
