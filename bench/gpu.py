@@ -1,8 +1,9 @@
 """The GPU kernels beside torch's, each of its back-ends named and forced: `python bench/gpu.py OUT_DIR`.
 
 Writes OUT_DIR/gpu.json and gpu.md. Times are medians by CUDA events, the L2 cache flushed before each call. A call
-goes through the functional API, so that the cost of Python shows where it shows. The product x W is inside the time
-of a recurrent layer, ours and torch's alike. Needs a GPU, CuPy and torch; bench/gpu.sh builds and calls it.
+goes through the functional API; while the GPU flushes its cache Python gets ahead, so that the times are the GPU's.
+The product x W is inside the time of a recurrent layer, ours and torch's alike. Needs a GPU, CuPy and torch;
+bench/gpu.sh builds and calls it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import cupy
@@ -37,7 +39,7 @@ class Row(NamedTuple):
 
 def timed(call: Callable[[], Any]) -> float:
     """Milliseconds of a call, the median, on torch's stream, which CuPy is made to use too."""
-    flush = torch.empty(1 << 28, dtype=torch.int8, device="cuda")
+    flush = torch.empty(1 << 30, dtype=torch.int8, device="cuda")  # long enough to hide what Python takes
     start, end = (Event(enable_timing=True) for _ in range(2))
     times = []
     for turn in range(ROUNDS + 3):
@@ -112,19 +114,79 @@ def decoding() -> Iterator[Row]:
         yield Row(name, time, f"{4 * k.numel() / time / 1e9:.2f} TB/s", peers)
 
 
+def biased() -> Iterator[Row]:
+    """Attention with an additive bias of every head, shared by the batch, whose gradient is wanted."""
+    batch, heads, length, width = 2, 16, 2048, 64
+    q, k, v, dout = (torch.randn(batch, heads, length, width, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    bias = torch.randn(1, heads, length, length, device="cuda", dtype=torch.bfloat16)
+    mine = [cupy.from_dlpack(x) for x in (q, k, v, bias, dout)]
+    leaves = [x.requires_grad_() for x in (q, k, v, bias)]
+
+    def ours() -> Any:
+        _, saved = seqkern.scaled_dot_product_attention_forward(*mine[:4])
+        return seqkern.scaled_dot_product_attention_backward(mine[4], saved)
+
+    def theirs() -> Any:
+        out = torch.nn.functional.scaled_dot_product_attention(*leaves[:3], attn_mask=leaves[3])
+        return torch.autograd.grad(out, leaves, dout)
+
+    flops = 14 * batch * heads * length * length * width
+    time, other = timed(ours), peer(forced(BACKENDS["efficient"], theirs))
+    name = f"SDPA bf16 D={width} S={length} bias [1, H, S, S] and its gradient, forward + backward"
+    yield Row(name, time, f"{flops / time / 1e9:.0f} TFLOP/s", {"efficient": other})
+
+
+LAYERS = (  # kind, dtype, hidden, batch, directions, lengths
+    *(("LSTM", torch.float16, hidden, batch, 1, False) for hidden in (512, 1024) for batch in (8, 32)),
+    ("LSTM", torch.bfloat16, 512, 32, 1, False),
+    ("GRU", torch.bfloat16, 512, 32, 1, False),
+    ("LSTM", torch.bfloat16, 512, 32, 2, False),
+    ("LSTM", torch.bfloat16, 512, 32, 1, True),
+)
+
+
 def recurrent() -> Iterator[Row]:
-    for kind, dtype, hidden, batch in (("LSTM", torch.float16, 512, 16), ("GRU", torch.bfloat16, 512, 32)):
-        length = 256
-        layer = getattr(torch.nn, kind)(hidden, hidden).to("cuda", dtype)
-        x = torch.randn(length, batch, hidden, device="cuda", dtype=dtype)
-        weights = [cupy.from_dlpack(p.detach()) for p in layer.parameters()]
-        weights[2:] = [b.astype("float32") for b in weights[2:]]
-        given, ours = cupy.from_dlpack(x), getattr(seqkern, kind.lower())
-        with torch.no_grad():
-            theirs = timed(lambda: layer(x))  # noqa: B023
-        mine = timed(lambda: ours(given, *weights))  # noqa: B023
-        name = f"{kind} {str(dtype)[6:]} H={hidden} B={batch} T={length} forward, x W inside"
-        yield Row(name, mine, f"{1e3 * mine / length:.2f} us a step", {"cudnn": theirs})
+    """Layers of one or two directions, 256 steps, x W inside; ragged rows against a PackedSequence."""
+    steps = 256
+    for kind, dtype, hidden, batch, directions, ragged in LAYERS:
+        layer = getattr(torch.nn, kind)(hidden, hidden, bidirectional=directions == 2).to("cuda", dtype)
+        x = torch.randn(steps, batch, hidden, device="cuda", dtype=dtype, requires_grad=True)
+        dy = torch.randn(steps, batch, directions * hidden, device="cuda", dtype=dtype)
+        lengths = torch.linspace(steps / 8, steps, batch).long() if ragged else None
+        parameters = list(layer.parameters())
+        given, dout = cupy.from_dlpack(x.detach()), cupy.from_dlpack(dy[..., :hidden].contiguous())
+        rows = [[cupy.from_dlpack(p.detach()) for p in parameters[4 * d : 4 * d + 4]] for d in range(directions)]
+        weights = [[*row[:2], *(b.astype("float32") for b in row[2:])] for row in rows]
+        options = {"lengths": cupy.asarray(lengths.numpy())} if lengths is not None else {}
+        forward, backward = (getattr(seqkern, f"{kind.lower()}_{pass_}") for pass_ in ("forward", "backward"))
+
+        def theirs() -> Any:
+            if lengths is None:  # noqa: B023
+                return layer(x)[0]  # noqa: B023
+            packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)  # noqa: B023
+            return torch.nn.utils.rnn.pad_packed_sequence(layer(packed)[0], total_length=steps)[0]  # noqa: B023
+
+        def infer() -> Any:
+            with torch.no_grad():
+                return theirs()
+
+        def train() -> Any:
+            return torch.autograd.grad(theirs(), (x, *parameters), dy)  # noqa: B023
+
+        def mine(call: Callable[..., Any]) -> list[Any]:
+            return [call(given, *row, reverse=d == 1, **options) for d, row in enumerate(weights)]  # noqa: B023
+
+        def both() -> None:
+            for *_, saved in mine(forward):  # noqa: B023
+                backward(dout, None, saved)  # noqa: B023
+
+        name = f"{kind} {str(dtype)[6:]} H={hidden} B={batch}{' bidirectional' * (directions - 1)}{' ragged' * ragged}"
+        for what, ours, peers in (
+            ("forward", lambda: mine(getattr(seqkern, kind.lower())), infer),  # noqa: B023
+            ("forward + backward", both, train),
+        ):
+            time = timed(ours)
+            yield Row(f"{name} {what}", time, f"{1e3 * time / steps:.2f} us a step", {"torch": peer(peers)})
 
 
 def passes() -> Iterator[Row]:
@@ -140,6 +202,30 @@ def passes() -> Iterator[Row]:
         yield Row(f"{name} bf16 [8192, 4096]", time, f"{4 * x.numel() / time / 1e9:.2f} TB/s", {"torch": timed(theirs)})
 
 
+def overhead() -> Iterator[Row]:
+    """What a call costs before the GPU has anything to do."""
+    x = torch.randn(1, 1, 16, 64, device="cuda", dtype=torch.bfloat16)
+    given, f = cupy.from_dlpack(x), torch.nn.functional
+    calls = {
+        "softmax": (lambda: seqkern.softmax(given), lambda: f.softmax(x, -1)),
+        "scaled_dot_product_attention": (
+            lambda: seqkern.scaled_dot_product_attention(given, given, given),
+            lambda: f.scaled_dot_product_attention(x, x, x),
+        ),
+    }
+    for name, pair in calls.items():
+        times = []
+        for call in pair:
+            call()
+            torch.cuda.synchronize()
+            began = perf_counter()
+            for _ in range(300):
+                call()
+            times.append((perf_counter() - began) / 0.3)
+            torch.cuda.synchronize()
+        yield Row(f"{name} of 16 rows, the host's time", times[0], f"{1e3 * times[0]:.0f} us", {"torch": times[1]})
+
+
 def table(rows: list[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.peers))
     lines = [f"| call | ms | | {' | '.join(f'{name} / ours' for name in names)} |", "|---" * (3 + len(names)) + "|"]
@@ -153,7 +239,7 @@ def main(folder: Path) -> None:
     stream = Stream()
     rows: list[Row] = []
     with torch.cuda.stream(stream), cupy.cuda.ExternalStream(stream.cuda_stream):
-        for family in (passes, attention, decoding, recurrent):
+        for family in (overhead, passes, attention, biased, decoding, recurrent):
             for row in family():
                 rows.append(row)
                 print(row, flush=True)

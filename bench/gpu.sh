@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bench/gpu.sh OUT_DIR: everything a GPU is needed for, in under nine minutes, from the source tree.
+# bench/gpu.sh OUT_DIR [PART...]: everything a GPU is needed for, or those parts, in under nine minutes, from the source
+# tree. Without `build` it takes the extensions that lie in python/seqkern.
 #
 #   build       _cpu and _cuda for this card alone
 #   tests       pytest -m gpu: the kernel tests' own bodies on the card, and models after .to("cuda")
@@ -10,7 +11,8 @@
 # OUT_DIR gets a log of each, gpu.json and gpu.md; the table is printed last. A part that fails or runs out of its time
 # is named there and does not stop the others. SEQKERN_GPU_DRY_RUN=1 prints the commands and runs none.
 set -u
-out=${1:?usage: bench/gpu.sh OUT_DIR}
+out=${1:?usage: bench/gpu.sh OUT_DIR [PART...]}
+parts=" ${*:2} "
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
@@ -27,6 +29,7 @@ summary=()
 part() {  # part NAME SECONDS COMMAND...
   local name=$1 seconds=$2 began=$SECONDS status
   shift 2
+  [[ "$parts" = "  " || "$parts" = *" $name "* ]] || return 0
   if [ -n "${SEQKERN_GPU_DRY_RUN:-}" ]; then
     echo "$name (at most $seconds s): $*"
     return
@@ -48,12 +51,14 @@ export -f build
 
 part build 200 bash -c "build '$arch' '$python'"
 part info 20 "$python" -m seqkern info
-part tests 130 "$python" -m pytest -q -m gpu --maxfail=40 tests
+workers=$("$python" -c 'import xdist' 2>/dev/null && echo "-n $(($(nproc --all) < 12 ? $(nproc --all) : 12)) -p no:benchmark")
+# shellcheck disable=SC2086 # some words or none
+part tests 130 "$python" -m pytest -q -m gpu $workers --tb=short --maxfail=400 tests
 for tool in memcheck racecheck; do
   part "$tool" 35 compute-sanitizer --tool $tool --error-exitcode 9 \
     "$python" -m pytest -q -m gpu -k "half or strides or index" tests/test_gpu_arrays.py
 done
-part conformance 60 bash -c "nvcc -std=c++20 -O2 --expt-relaxed-constexpr -gencode=arch=compute_${arch%-real},code=sm_${arch%-real} \
+part conformance 60 bash -c "mkdir -p build/gpu && nvcc -std=c++20 -O2 --expt-relaxed-constexpr -gencode=arch=compute_${arch%-real},code=sm_${arch%-real} \
   -Iinclude -Isrc tests/conformance/record.cu -o build/gpu/record && build/gpu/record > '$out/conformance.json'"
 part bench 110 "$python" bench/gpu.py "$out"
 

@@ -81,6 +81,24 @@ def test_agrees_with_the_reference(ops: ModuleType, name: str, dtypes: DTypes) -
         assert_matches(mine[key], want, UNITS[dtypes.name] * (1 + size), key)
 
 
+@pytest.mark.parametrize("name", ["plain", "causal sinks", "slopes"])
+def test_packed_sequences_of_several_tiles(ops: ModuleType, name: str) -> None:
+    """In bfloat16 and as wide as tensor cores want it: 128 rows of one side by 64 of the other."""
+    cu = np.array([0, 150, 150, 151, 271]), np.array([0, 70, 79, 300, 530])
+    rng, options = generator("packed", name), dict(OPTIONS[name])
+    sizes = ((271, HEADS, 24), (530, KV_HEADS, 24), (530, KV_HEADS, 16), (271, HEADS, 16))
+    *arrays, dout = (rng.standard_normal(size).astype(BFLOAT16.x) for size in sizes)
+    for key in ("alibi_slopes", "sinks"):
+        if options.get(key):
+            options[key] = rng.random(HEADS).astype(np.float32)
+    _, saved = ops.attention_varlen_forward(*arrays, *cu, **options)
+    _, kept = reference.attention_varlen_forward(*map(wide, arrays), *cu, **wide(options))
+    mine, exact = ops.attention_varlen_backward(dout, saved), reference.attention_varlen_backward(wide(dout), kept)
+    for field in ("dquery", "dkey", "dvalue"):
+        want = getattr(exact, field)
+        assert_matches(getattr(mine, field), want, UNITS["bfloat16"] * (1 + np.abs(want)), field)
+
+
 @each_option
 def test_any_number_of_threads(ops: ModuleType, name: str, threads: None) -> None:
     arrays, options, dout = make(name, FLOAT32)

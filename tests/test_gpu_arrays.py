@@ -15,8 +15,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import seqkern
+from hostcuda.build import stand_below_ops
 from seqkern import models, nn, optim
 from support import fake_cupy
+from support.cases import BFLOAT16, Recurrent
+from support.on_gpu import Kernels
+from support.recurrent_suite import check_backward, check_forward
 
 
 @pytest.fixture(params=["hostcuda", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -161,6 +165,63 @@ def test_a_model_trains_after_to_cuda(cupy: Any, make: Any) -> None:
     got, model = losses(make, ids, "cuda")
     assert all(isinstance(p.data, cupy.ndarray) for p in model.parameters())
     np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op, N, H", [("lstm", 9, 512), ("gru", 70, 512), ("rnn", 8, 1024), ("lstm", 33, 1024)])
+def test_large_layers(op: str, N: int, H: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters of 16, more of them than run at once, and teams of blocks, on tensor cores."""
+    stand_below_ops(Kernels(), monkeypatch.setattr)
+    case = Recurrent(op, T=3, N=N, I=64, H=H, lengths="ragged")
+    check_forward(seqkern, case, BFLOAT16)
+    check_backward(seqkern, case, BFLOAT16)
+
+
+def lstm_and_attention(x: Any, weights: list[Any]) -> Any:
+    y, _, saved = seqkern.lstm_forward(x, *weights)
+    q = y.reshape(1, 2, -1, 16)
+    out, kept = seqkern.scaled_dot_product_attention_forward(q, q, q, is_causal=True)
+    dq = seqkern.scaled_dot_product_attention_backward(out, kept).dquery
+    return seqkern.lstm_backward(dq.reshape(y.shape), None, saved).dx
+
+
+def lstm_inputs() -> list[np.ndarray]:
+    rng = np.random.default_rng(4)
+    return [rng.standard_normal(s).astype(np.float32) for s in ((10, 4, 16), (64, 16), (64, 16))]
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_what_was_captured() -> None:
+    """Nothing waits for the device or leaves the current stream."""
+    cupy = pytest.importorskip("cupy")
+    x, *weights = lstm_inputs()
+    given, *on = on_device(cupy, x, *weights)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        lstm_and_attention(given, on)  # its memory is in the pool now
+        stream.begin_capture()
+        dx = lstm_and_attention(given, on)
+        graph = stream.end_capture()
+        given *= 0.5
+        graph.launch(stream)
+        stream.synchronize()
+    close(dx, lstm_and_attention(x * np.float32(0.5), weights), 4.0)
+
+
+@pytest.mark.gpu
+def test_out_of_memory_is_an_exception_and_no_more() -> None:
+    cupy = pytest.importorskip("cupy")
+    x, *weights = lstm_inputs()
+    given, *on = on_device(cupy, x, *weights)
+    pool = cupy.get_default_memory_pool()
+    long = cupy.zeros((10_000, 4, 16), np.float32)
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.total_bytes() + 4096)
+    try:
+        with pytest.raises(MemoryError):
+            seqkern.lstm_forward(long, *on)
+    finally:
+        pool.set_limit(size=0)
+    close(lstm_and_attention(given, on), lstm_and_attention(x, weights), 4.0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("seqkern._cuda") is None, reason="_cuda is not built")

@@ -23,6 +23,7 @@ from support.cases import BFLOAT16, DTYPES, DTypes, Recurrent, make_arrays, make
 from support.compare import assert_bitwise_equal
 from support.oracle import run
 from support.process import run_worker
+from support.recurrent_suite import check_backward, check_forward
 
 CONFIGURATIONS = [
     {"order": order, "deferred": deferred}
@@ -51,13 +52,39 @@ def test_no_order_changes_a_bit(
     hostcuda: ModuleType, case: Recurrent, dtype: DTypes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thread orders, eager and deferred copies: the same bits, in clusters and alone, on chip and off."""
-    want = None
+    want: tuple[Any, ...] | None = None
     for max_cluster, max_shared in ((8, 227 * 1024), (1, 163 * 1024), (4, 2 * 1024)):
+        if dtype.x == BFLOAT16.x:  # on tensor cores the order of sums is that of the device's blocks
+            want = None
         for configuration in CONFIGURATIONS:
             hostcuda.configure(**configuration, max_cluster=max_cluster, max_shared=max_shared)
             got = results(hostcuda, case, dtype, monkeypatch)
             want = want or got
             assert_bitwise_equal(got, want, f"{configuration} {max_cluster} {max_shared}")
+
+
+@pytest.mark.parametrize("max_cluster, max_together", [(16, 0), (4, 0), (1, 64)], ids=["16", "4", "teams"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Recurrent("lstm", T=3, N=9, I=40, H=200, peephole=True),
+        Recurrent("gru", N=3, H=203, lengths="ragged", reverse=True),
+        Recurrent("rnn", N=3, H=300),
+    ],
+    ids=lambda case: f"{case.op}-{case}",
+)
+def test_tensor_cores(
+    hostcuda: ModuleType, case: Recurrent, max_cluster: int, max_together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clusters as large as a device may have them, several tiles a warp, weights on chip and off; teams of blocks."""
+    import seqkern
+
+    build.stand_below_ops(hostcuda, monkeypatch.setattr)
+    for max_shared in (227 * 1024, 80 * 1024):
+        device = {"max_cluster": max_cluster, "max_shared": max_shared, "max_together": max_together}
+        hostcuda.configure(order="random", deferred=True, **device)
+        check_forward(seqkern, case, BFLOAT16)
+        check_backward(seqkern, case, BFLOAT16)
 
 
 def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
@@ -81,16 +108,18 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         query, key, value = (x[offset:].reshape(1, 2, 150, 72) for x in flat)
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
-            out = seqkern.scaled_dot_product_attention(query, key, value, softcap=30.0)  # a warpgroup has none
-            few = seqkern.scaled_dot_product_attention(
-                query[:, :, :2], key, value, causal="bottom_right", window=(99, 0)
-            )
-        yield out, few
+            out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
+            gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
+            few = query[:, :, :2], key, value
+            few = seqkern.scaled_dot_product_attention(*few, causal="bottom_right", window=(99, 0))
+        yield out, few, *gradients
     query, key, value = (rng.standard_normal((1, 1, n, 64), np.float32).astype(BFLOAT16.x) for n in (70, 640, 640))
     with monkeypatch.context() as patch:
         build.stand_below_ops(module, patch.setattr)
         out = seqkern.scaled_dot_product_attention(query, key, value)
-    yield (out,)
+        capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
+        gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
+    yield out, capped, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +168,15 @@ class Defect(NamedTuple):
 
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
+GRU, GEMM_MMA = "src/kernels/gru_cuda.cu", "src/cuda/gemm_mma.cuh"
+STEPS, BACK_STEPS = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward"))
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
 TILE, FLASH, MMA, DECODE, STREAM, FEED, WGMMA = (
     f"src/kernels/attention_{name}"
     for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "stream.cuh", "feed.cuh", "wgmma.cuh")
 )
+BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
+PIECES = "src/kernels/attention_gradient.cuh"
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -162,12 +195,37 @@ DEFECTS = [
     Defect("too few bytes expected", LAYER, "bytes = int(rows * columns", "bytes = -4 + int(rows * columns"),
     Defect("barrier count off by one", LAYER, "mbarrier_init(full + i, 1)", "mbarrier_init(full + i, 2)"),
     Defect("blocks of a cluster race", FORWARD, "    copies_arrived();\n    sync_cluster();", "    copies_arrived();"),
+    Defect("products: copy wait too lax", GEMM_MMA, "copy_wait<kMmaStages - 2>", "copy_wait<kMmaStages - 1>", GRU),
+    Defect("products: barrier missing before use", GEMM_MMA, "- 2>();\n    sync_block();", "- 2>();", GRU),
+    Defect("products: not transposed", GEMM_MMA, "else load_matrices<true>(b,", "else load_matrices(b,", GRU),
+    Defect("steps: consumer ignores full", STEPS, "mbarrier_wait(full + (s & 1), int((s - 1) / 2 & 1));", "", GRU),
+    Defect("steps: too few bytes expected", STEPS, "* kCells * 64;", "* kCells * 64 - 8;", GRU),
+    Defect("steps: stage overwritten before it is read", STEPS,
+           "words + (s & 1) * groups", "words + 0 * s * groups", GRU),
+    Defect("steps: wrong fragment row", "src/kernels/layer_mma.cuh", "r / 8 * 2; }", "(1 - r / 8) * 2; }", GRU),
+    Defect("backward steps: gradients overwritten before they are read", BACK_STEPS,
+           "words + (i & 1) * 2 * kSteps", "words + 0 * i * kSteps", GRU),
+    Defect("backward steps: consumer waits for the wrong phase", BACK_STEPS,
+           "int(i / 2 & 1)", "int(~(i / 2) & 1)", GRU),
     Defect("attention: barrier missing before use", TILE,
            "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      sync();\n      for",
            "[&](int r, int k) -> A& { return right[r * kRightPitch + k]; });\n      for", FLASH),
     Defect("attention: barrier missing before overwrite", TILE, "d += kSide) {\n      sync();", "d += kSide) {", FLASH),
     Defect("attention: weights overwritten before they are read", TILE, "    sync_warp();  // what", "    // what",
-           "src/kernels/attention_backward_cuda.cu"),
+           BACKWARD),
+    Defect("gradients: stage overwritten before it is read", GRADIENT, "if (head < end) fetch(next);",
+           "if (head < end) fetch(stage);", BACKWARD),
+    Defect("gradients: barrier missing before use", GRADIENT,
+           "sync_block();\n    if (kFull) {", "if (kFull) {", BACKWARD),
+    Defect("gradients: copy wait too lax", GRADIENT,
+           "copy_wait<0>();\n    Products::fence();\n    sync_block();\n    int at",
+           "copy_wait<1>();\n    Products::fence();\n    sync_block();\n    int at", BACKWARD),
+    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>(b, walked", "load_matrices(b, walked",
+           BACKWARD),
+    Defect("gradients: a warpgroup waits too little", GRADIENT,
+           "group_wait<1>(flat(dp))", "group_wait<2>(flat(dp))", BACKWARD),
+    Defect("gradients: sheets of an operand too close", PIECES, "kRows * 128", "kRows * 64", BACKWARD),
+    Defect("gradients: dynamic shared overrun", PIECES, "kStages * (2 * k", "kStages * (1 * k", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",
            "{b[3], b[2]});\n      }\n    }\n  }\n\n  // Products", FLASH),
     Defect("wrong fragment row", MMA, "lane % 8 + lane / 16 * 8", "lane % 16", FLASH),
@@ -184,12 +242,12 @@ DEFECTS = [
     Defect("decode: factors of other rows", STREAM, "shuffle(factor, 8 * t + 4)", "factor", FLASH),
     Defect("decode: columns in another order", STREAM, "out[4 * i + w][m + 2], out[4 * i + w + 1][m],",
            "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
-    Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n  sync_block();",
+    Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n    sync_block();",
            "sums[threadIdx.x] = sum;", FLASH),
     Defect("warpgroups: copies ignore free", FEED, "if (mbarrier_test(&t.free, parity)) return;",
            "if (parity >= 0) return;", FLASH),
-    Defect("warpgroups: copies keep quiet while they wait", FEED, "    flush();\n    mbarrier_wait",
-           "    mbarrier_wait", FLASH),
+    Defect("warpgroups: copies keep quiet while they wait", FEED,
+           "    flush();\n    mbarrier_wait", "    mbarrier_wait", FLASH),
     Defect("warpgroups: told too early", FEED, "copy_wait<2>();", "copy_wait<3>();", FLASH),
     Defect("warpgroups: K released early", WGMMA, "      group_wait<1>(s);\n      end_scores();",
            "      end_scores();\n      group_wait<1>(s);", FLASH),
@@ -212,6 +270,11 @@ def rnn_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield results(module, case, DTYPES[0], monkeypatch)
 
 
+def gru_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
+    for case in (Recurrent("gru", T=5, H=40, I=200, N=3), Recurrent("gru", T=4, H=203, N=9)):
+        yield results(module, case, BFLOAT16, monkeypatch)
+
+
 def embedding_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tuple[Any, ...]]:
     yield (module.embedding_forward(np.arange(4), np.arange(20, dtype=np.float32).reshape(4, 5)),)
 
@@ -223,10 +286,11 @@ def softmax_results(module: ModuleType, _: pytest.MonkeyPatch) -> Iterator[tuple
 
 RESULTS: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
     "src/kernels/rnn_cuda.cu": rnn_results,
+    GRU: gru_results,
     EMBEDDING: embedding_results,
     SOFTMAX: softmax_results,
     FLASH: attention_results,
-    "src/kernels/attention_backward_cuda.cu": attention_results,
+    BACKWARD: attention_results,
 }
 
 
@@ -234,7 +298,7 @@ def plant(folder: Path, defect: Defect, sanitize: str = "") -> Path:
     """The module with the defect, for the types that are run: the others would only take longer to compile."""
     build.patched(folder, {defect.file: (defect.old, defect.new)})
     types = folder / "src/cuda/types.cuh"
-    unused = "f64|f16" if defect.kernel == FLASH else r"\w+"  # tensor cores are for bfloat16
+    unused = "f64|f16" if defect.kernel in (FLASH, BACKWARD, GRU) else r"\w+"  # tensor cores are for bfloat16
     types.write_text(re.sub(rf"if \((\w+) == DType::({unused})\) return .*;", r"(void)\1;", types.read_text()))
     return build.build(folder, sanitize, replaced=[defect.kernel])
 

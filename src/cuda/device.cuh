@@ -114,31 +114,53 @@ SEQKERN_INLINE float log(float x) { return ::logf(x); }
 SEQKERN_INLINE double log(double x) { return ::log(x); }
 SEQKERN_INLINE float tanh(float x) { return ::tanhf(x); }
 SEQKERN_INLINE double tanh(double x) { return ::tanh(x); }
-template <class V>
-SEQKERN_INLINE V sigmoid(V x) {
-  V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
-  return (x < 0 ? e : V(1)) / (1 + e);
-}
-template <class V>
-SEQKERN_INLINE V gate(V x) {
-  return sigmoid(x);
-}
 SEQKERN_INLINE float abs(float x) { return ::fabsf(x); }
 SEQKERN_INLINE double abs(double x) { return ::fabs(x); }
 SEQKERN_INLINE float exp2(float x) { return ::exp2f(x); }
-// Within 2^-22 of it; what is below 2^-126 is 0.
-SEQKERN_INLINE float exp2_approximate(float x) {
+// Of a normal number whose reciprocal is one, to an ulp, in one instruction.
+SEQKERN_INLINE float reciprocal(float x) {
 #if SEQKERN_HOSTCUDA
-  return ::exp2f(x);
+  return 1 / x;
+#else
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+#endif
+}
+SEQKERN_INLINE double reciprocal(double x) { return 1 / x; }
+SEQKERN_INLINE float exp2_flushed(float x) {  // to 2 ulp; what is below the normal numbers comes out as 0
+#if SEQKERN_HOSTCUDA
+  float y = ::exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
 #else
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #endif
 }
-SEQKERN_INLINE float larger(float x, float y) { return ::fmaxf(x, y); }  // that which is a number
 SEQKERN_INLINE float sqrt(float x) { return ::sqrtf(x); }
 SEQKERN_INLINE double sqrt(double x) { return ::sqrt(x); }
+template <class V>
+SEQKERN_INLINE V sigmoid(V x) {
+  V e = exp(x < 0 ? x : -x);  // of -|x|: nothing overflows
+  return (x < 0 ? e : V(1)) * reciprocal(1 + e);
+}
+template <class V>
+SEQKERN_INLINE V gate(V x) {
+  return sigmoid(x);
+}
+// The larger; NaN wins.
+template <class V>
+SEQKERN_INLINE V max_or_nan(V a, V b) {
+#if !SEQKERN_HOSTCUDA && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<V, float>) {
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+  }
+#endif
+  return a > b || a != a ? a : b;
+}
+SEQKERN_INLINE float larger(float x, float y) { return ::fmaxf(x, y); }  // that which is a number
 template <class V>
 SEQKERN_INLINE V infinity() {
   return V(__builtin_huge_val());
@@ -344,7 +366,7 @@ SEQKERN_INLINE bool mbarrier_test(std::uint64_t* bar, int parity) {
   return true;
 #endif
 }
-// Until the phase of this parity has ended; the first phase is 0.
+// Until the phase of this parity has ended; the first phase is 0. What came with it to shared memory may be read.
 SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
 #if SEQKERN_HOSTCUDA
   while (!hostcuda::mbarrier_done(bar, parity)) {
@@ -354,7 +376,7 @@ SEQKERN_INLINE void mbarrier_wait(std::uint64_t* bar, int parity) {
   do
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
         "selp.b32 %0, 1, 0, p;\n\t}"
         : "=r"(done)
         : "r"(shared_address(bar)), "r"(parity)
@@ -385,6 +407,40 @@ SEQKERN_INLINE void store_async(V* p, V v, std::uint64_t* bar, int rank) {
 #endif
 }
 
+// ---- words with a flag beside either half, in global memory: whoever sees both flags has the word. Blocks that run
+// at the same time tell each other so without a fence and a second trip ----
+
+struct alignas(16) FlaggedWord {
+  std::uint64_t halves[2];  // flag, then half of the word
+};
+SEQKERN_INLINE void store_flagged(FlaggedWord* to, std::uint64_t word, std::uint32_t flag) {
+  std::uint64_t low = std::uint64_t(flag) << 32 | std::uint32_t(word), high = std::uint64_t(flag) << 32 | word >> 32;
+#if SEQKERN_HOSTCUDA
+  *to = {low, high};
+  hostcuda::publish_to_all(to);
+#else
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(low), "l"(high) : "memory");
+#endif
+}
+// Whether the word is there.
+SEQKERN_INLINE bool load_flagged(const FlaggedWord* from, std::uint64_t& word, std::uint32_t flag) {
+  std::uint64_t low, high;
+#if SEQKERN_HOSTCUDA
+  hostcuda::observe_all(from);
+  low = from->halves[0], high = from->halves[1];
+#else
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from) : "memory");
+#endif
+  word = std::uint64_t(std::uint32_t(low)) | high << 32;
+  return std::uint32_t(low >> 32) == flag && std::uint32_t(high >> 32) == flag;
+}
+// In a loop that waits for another block.
+SEQKERN_INLINE void let_others_run() {
+#if SEQKERN_HOSTCUDA
+  hostcuda::let_others_run();
+#endif
+}
+
 // ---- wide words: both addresses must be multiples of kBytes ----
 
 template <int kBytes>
@@ -396,8 +452,10 @@ SEQKERN_INLINE void copy_word(void* to, const void* from) {
 #if SEQKERN_HOSTCUDA
   hostcuda::check_aligned(to, kBytes, "copy_word");
   hostcuda::check_aligned(from, kBytes, "copy_word");
-#endif
+  __builtin_memcpy(to, from, kBytes);
+#else
   *static_cast<Word<kBytes>*>(to) = *static_cast<const Word<kBytes>*>(from);
+#endif
 }
 
 // Sixteen bytes of global memory that nobody writes and nobody else reads.
@@ -651,6 +709,14 @@ SEQKERN_INLINE void group_commit() {
   hostcuda::wgmma_commit();
 #elif SEQKERN_HOPPER
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+// What x, which is not negative, comes from is done before anything that follows: the compiler would rather wait first.
+SEQKERN_INLINE void require(float x) {
+#if SEQKERN_HOSTCUDA
+  (void)x;
+#else
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.lt.f32 p, %0, 0f00000000;\n\t@p nanosleep.u32 0;\n\t}" ::"f"(x) : "memory");
 #endif
 }
 // What comes before this, and computes x, is not put off until after it, nor what comes after done before.

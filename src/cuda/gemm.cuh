@@ -79,25 +79,28 @@ void gemm(index_t m, index_t n, index_t depth, Left left, Right right, Out out, 
   launch(l, gemm_kernel<A, Left, Right, Out>, m, n, depth, left, right, out);
 }
 
-// out(j) = sum over rows of value(row, j), 8 rows apart in 8 sums.
+inline constexpr int kSumRows = 32;
+
+// out(j) = sum over rows of value(row, j), kSumRows rows apart in as many sums; the same to `copy`, unless null.
 template <class A, class Value>
-__global__ void column_sums_kernel(index_t rows, index_t columns, Value value, A* out) {
-  SEQKERN_SHARED(A, parts, 8 * 32);
+__global__ void column_sums_kernel(index_t rows, index_t columns, Value value, A* out, A* copy) {
+  SEQKERN_SHARED(A, parts, kSumRows * 32);
   index_t j = index_t(blockIdx.x) * 32 + threadIdx.x;
   A sum = 0;
   if (j < columns)
-    for (index_t r = threadIdx.y; r < rows; r += 8) sum += value(r, j);
+    for (index_t r = threadIdx.y; r < rows; r += kSumRows) sum += value(r, j);
   parts[threadIdx.y * 32 + threadIdx.x] = sum;
   sync_block();
   if (threadIdx.y || j >= columns) return;
-  for (int i = 1; i < 8; ++i) sum += parts[i * 32 + threadIdx.x];
+  for (int i = 1; i < kSumRows; ++i) sum += parts[i * 32 + threadIdx.x];
   out[j] = sum;
+  if (copy) copy[j] = sum;
 }
 template <class A, class Value>
-void column_sums(index_t rows, index_t columns, Value value, A* out, cudaStream_t stream) {
-  Launch l{dim3(unsigned(ceil_div(columns, 32))), dim3(32, 8)};
+void column_sums(index_t rows, index_t columns, Value value, A* out, cudaStream_t stream, A* copy = nullptr) {
+  Launch l{dim3(unsigned(ceil_div(columns, 32))), dim3(32, kSumRows)};
   l.stream = stream;
-  if (out && columns) launch(l, column_sums_kernel<A, Value>, rows, columns, value, out);
+  if (out && columns) launch(l, column_sums_kernel<A, Value>, rows, columns, value, out, copy);
 }
 
 // to [columns, rows] = from [rows, columns] transposed.

@@ -1,8 +1,12 @@
 // Launching a kernel: the same call under nvcc and on the host. Every failure is a DeviceError.
 #pragma once
+#include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cuda/device.cuh"
 
@@ -17,26 +21,36 @@ struct Launch {
   std::size_t shared_bytes = 0;
   int cluster = 1;  // blocks.x must be a multiple; more than 1 needs compute capability 9.0
   cudaStream_t stream = nullptr;
+  bool together = false;  // all blocks at the same time, so that they may wait for each other; or an error
   bool early = false;  // the kernel calls wait_for_previous first; needs compute capability 9.0
 };
 
-// What a kernel may ask of a block on the current device. Clusters need the kernel's own code to be of compute
-// capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
+// What a kernel may ask of a block on the current device, besides its static shared memory. Clusters need the kernel's
+// own code to be of compute capability 9.0: code for 8.0 runs on such a device too, translated, and knows none.
 struct Limits {
   int max_shared, max_cluster;
-  bool has_body;  // of a kernel with static shared memory: false where SEQKERN_HOPPER left it empty
+  bool has_body;  // false where SEQKERN_HOPPER left it empty: such a kernel takes next to no registers
 };
+
+inline constexpr int kPortableCluster = 8;  // the size every device that knows clusters promises
 
 #if SEQKERN_HOSTCUDA
 
-inline Limits limits(const void*) { return {hostcuda::config.max_shared, hostcuda::config.max_cluster, true}; }
+inline int active_clusters(const void*, int cluster, int, std::size_t) {
+  return cluster <= hostcuda::config.max_cluster ? 1 << 16 : 0;
+}
+inline Limits limits(const void*) {
+  return {hostcuda::config.max_shared, hostcuda::config.max_cluster, hostcuda::config.max_cluster > 1};
+}
+inline index_t blocks_together(const void*, int, std::size_t) { return hostcuda::config.max_together; }
+inline void clear(void* to, std::size_t bytes, cudaStream_t) { std::memset(to, 0, bytes); }
 inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
   auto body = [=] { kernel(arguments...); };
-  hostcuda::launch(
-      l.blocks, l.threads, l.cluster, l.shared_bytes, [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+  auto call = [](void* f) { (*static_cast<decltype(body)*>(f))(); };
+  hostcuda::launch(l.blocks, l.threads, l.cluster, l.together, l.shared_bytes, call, &body);
 }
 
 #else
@@ -62,35 +76,97 @@ inline void check(cudaError_t error) {
   throw DeviceError("CUDA: " + meaning(error));
 }
 
-inline Limits limits(const void* kernel) {
-  int device, shared;
-  cudaFuncAttributes code;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  check(cudaFuncGetAttributes(&code, kernel));
-  int cluster = code.ptxVersion >= 90 ? 8 : 1;  // 8 blocks is the size every such device promises
-  return {shared, cluster, code.sharedSizeBytes > 0};
+// What ask(device, kernel, details...) says on the current device. It is asked once: asking takes the driver as long as
+// a small kernel runs.
+template <class Answer, class... Details>
+Answer once(Answer (*ask)(int, const void*, Details...), const void* kernel, Details... details) {
+  using Question = std::tuple<decltype(ask), int, const void*, Details...>;
+  static std::mutex mutex;
+  static std::map<Question, Answer> known;
+  Question question{ask, 0, kernel, details...};
+  check(cudaGetDevice(&std::get<1>(question)));
+  std::lock_guard lock(mutex);
+  auto at = known.find(question);
+  if (at == known.end()) at = known.emplace(question, ask(std::get<1>(question), kernel, details...)).first;
+  return at->second;
 }
 
-inline int multiprocessors() {
-  int device, count;
-  check(cudaGetDevice(&device));
+inline Limits ask_limits(int device, const void* kernel) {
+  int shared;
+  cudaFuncAttributes code;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check(cudaFuncGetAttributes(&code, kernel));
+  return {shared - int(code.sharedSizeBytes), code.ptxVersion >= 90 ? kPortableCluster : 1, code.numRegs > 32};
+}
+inline Limits limits(const void* kernel) { return once(ask_limits, kernel); }
+
+inline int ask_multiprocessors(int device, const void*) {
+  int count;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
 }
+inline int multiprocessors() { return once(ask_multiprocessors, nullptr); }
+
+// Lets a kernel have all the shared memory there is, and clusters of more than the portable size.
+inline bool ask_for_all(int, const void* kernel) {
+  Limits most = limits(kernel);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most.max_shared));
+  if (most.max_cluster > 1) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  return true;
+}
+
+inline cudaLaunchAttribute cluster_attribute(int cluster) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+inline int ask_active_clusters(int, const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  once(ask_for_all, kernel);
+  auto attribute = cluster_attribute(cluster);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(cluster)), config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared_bytes, config.attrs = &attribute, config.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+// How many clusters of this size, of blocks so large, the device runs at once; 0: none.
+inline int active_clusters(const void* kernel, int cluster, int threads, std::size_t shared_bytes) {
+  return once(ask_active_clusters, kernel, cluster, threads, shared_bytes);
+}
+
+inline int ask_blocks_together(int, const void* kernel, int threads, std::size_t shared_bytes) {
+  once(ask_for_all, kernel);
+  int each = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes));
+  return multiprocessors() * each;
+}
+// How many blocks the device runs at the same time.
+inline index_t blocks_together(const void* kernel, int threads, std::size_t shared_bytes) {
+  return once(ask_blocks_together, kernel, threads, shared_bytes);
+}
+inline void clear(void* to, std::size_t bytes, cudaStream_t stream) { check(cudaMemsetAsync(to, 0, bytes, stream)); }
 
 template <class... Parameters, class... Arguments>
 void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... arguments) {
-  if (l.shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(l.shared_bytes)));
-  cudaLaunchAttribute attribute{};  // one of both at most
-  attribute.id = l.early ? cudaLaunchAttributeProgrammaticStreamSerialization : cudaLaunchAttributeClusterDimension;
-  if (l.early) attribute.val.programmaticStreamSerializationAllowed = 1;
-  else attribute.val.clusterDim = {unsigned(l.cluster), 1, 1};
+  // More shared memory than 48 KB, the static counted in, has to be asked for.
+  if (l.shared_bytes > 16 * 1024 || l.cluster > 1) once(ask_for_all, reinterpret_cast<const void*>(kernel));
+  auto attribute = cluster_attribute(l.cluster);  // one of the three at most
+  if (l.together) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else if (l.early) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = l.blocks, config.blockDim = l.threads;
   config.dynamicSmemBytes = l.shared_bytes, config.stream = l.stream;
-  config.attrs = &attribute, config.numAttrs = l.early || l.cluster > 1 ? 1 : 0;
+  config.attrs = &attribute, config.numAttrs = l.cluster > 1 || l.together || l.early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 

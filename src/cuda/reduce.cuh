@@ -17,7 +17,7 @@ struct Sum {
 struct Max {  // NaN wins
   template <class V>
   SEQKERN_INLINE V operator()(V a, V b) const {
-    return a > b || a != a ? a : b;
+    return max_or_nan(a, b);
   }
   template <class V>
   SEQKERN_INLINE V identity() const {

@@ -78,18 +78,27 @@ struct Silu {
   }
 };
 
-struct Gelu {
+// By::distribution(a): tail and density of the normal distribution at a >= 0.
+template <class By>
+struct GeluBy {
   template <class V>
   static SEQKERN_INLINE V value(V x) {
-    V q = normal(abs(x)).tail;
+    V q = By::distribution(abs(x)).tail;
     return x * (x > 0 ? 1 - q : q);
   }
   template <class V>
   static SEQKERN_INLINE V gradient(V x, V dy) {
-    auto n = normal(abs(x));
+    auto n = By::distribution(abs(x));
     return dy * ((x > 0 ? 1 - n.tail : n.tail) + x * n.density);
   }
 };
+struct Exactly {
+  template <class V>
+  static SEQKERN_INLINE auto distribution(V a) {
+    return normal(a);
+  }
+};
+using Gelu = GeluBy<Exactly>;
 
 // x sigmoid(2u). Past |x| = 100 the function is x or 0; x^2 is held there, so that it cannot overflow.
 struct GeluTanh {

@@ -1,7 +1,8 @@
 // Attention backward on any GPU (attention_tile.cuh). Probabilities are computed again from the scores, and whoever
 // owns a gradient sums it up alone and in order, so that no run differs from another: a block its 32 keys (dk, dv)
 // over all rows, its 32 rows (dq) over all keys, its 32 x 32 elements of the mask (dmask) over all they were broadcast
-// to, its head (dsinks).
+// to, its head (dsinks). What fits tensor cores goes there first (attention_backward_mma.cuh).
+#include "attention_backward_mma.cuh"
 #include "attention_tile.cuh"
 #include "cuda/types.cuh"
 #include "seqkern/attention.h"
@@ -76,15 +77,18 @@ SEQKERN_INLINE void store_columns(T* to, index_t from, index_t width, const A (&
   }
 }
 
-// delta: a warp a row.
+// delta, and what tensor cores want to know of a row, if they do: a warp a row.
 template <class T>
-__global__ void delta_kernel(const __grid_constant__ Arguments<T> a, acc_t<T>* delta) {
+__global__ void delta_kernel(const __grid_constant__ Arguments<T> a, acc_t<T>* delta, RowTerms* terms) {
   using A = acc_t<T>;
   const AttentionBackward& p = a.p;
   index_t all = p.heads * p.query_len, step = index_t(gridDim.x) * warps();
   for (index_t r = index_t(blockIdx.x) * warps() + warp_id(); r < p.batch * all; r += step) {
     QueryRow<A> row = a.score.row(r / all, 0, r % all);
-    if (!row.live()) continue;
+    if (!row.live()) {
+      if (terms && lane_id() == 0) terms[r] = {infinity<float>(), 0, 0, 0};
+      continue;
+    }
     const T* out = row_of(static_cast<const T*>(p.out), p.out_strides, p.cu_q, row.b, row.head, row.i);
     const T* dout = row_of(static_cast<const T*>(p.dout), p.out_strides, p.cu_q, row.b, row.head, row.i);
     A sum = 0;
@@ -94,17 +98,30 @@ __global__ void delta_kernel(const __grid_constant__ Arguments<T> a, acc_t<T>* d
     }
     sum = reduce_warp(Sum{}, sum);
     if (lane_id() == 0) delta[r] = sum;
+    if (!terms || lane_id() != 0) continue;
+    auto stats = static_cast<const A*>(p.stats) + p.row(row.b, row.head, row.i);
+    terms[r] = {float(stats[0] - log(stats[p.rows()]) * kLogBase<A>), float(sum), int(row.low), int(row.high)};
   }
 }
 
+// Whether one of a block's 32 rows from `first` on, of all rows of `heads` heads from `head` on, is to be done here:
+// tensor cores leave a byte for sixteen of a head's.
+SEQKERN_INLINE bool is_wanted(const unsigned char* wanted, index_t head, index_t heads, index_t length, index_t first) {
+  if (!wanted) return true;
+  index_t r = first + lane_id(), at = (head + r / length) * round_up(length, kOwnRows) + r % length;
+  return ballot(r < heads * length && wanted[at / 16] != 0);
+}
+
 template <class T, int kColumns>
-__global__ void __launch_bounds__(32 * kBlockWarps, 2) dkv_kernel(const __grid_constant__ Arguments<T> a) {
+__global__ void __launch_bounds__(32 * kBlockWarps, 2)
+    dkv_kernel(const __grid_constant__ Arguments<T> a, const unsigned char* wanted) {
   using A = acc_t<T>;
   SEQKERN_ATTENTION_BLOCK(A);
   const AttentionBackward& p = a.p;
   index_t tiles = ceil_div(p.key_len, kSide), pair = blockIdx.x / tiles, key = blockIdx.x % tiles * kSide;
   index_t b = pair / p.kv_heads, kv_head = pair % p.kv_heads, all = p.group() * p.query_len;
   index_t column = index_t(blockIdx.y) * kColumns * kSide;
+  if (!is_wanted(wanted, pair, 1, p.key_len, key)) return;
   A dk[kMine][kColumns] = {}, dv[kMine][kColumns] = {};
   for (index_t first = 0; first < all; first += kSide) {
     sync_block();
@@ -136,13 +153,15 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2) dkv_kernel(const __grid_c
 }
 
 template <class T, int kColumns>
-__global__ void __launch_bounds__(32 * kBlockWarps, 2) dq_kernel(const __grid_constant__ Arguments<T> a) {
+__global__ void __launch_bounds__(32 * kBlockWarps, 2)
+    dq_kernel(const __grid_constant__ Arguments<T> a, const unsigned char* wanted) {
   using A = acc_t<T>;
   SEQKERN_ATTENTION_BLOCK(A);
   const AttentionBackward& p = a.p;
   index_t all = p.group() * p.query_len, tiles = ceil_div(all, kBlockRows), pair = blockIdx.x / tiles;
   index_t first = (tiles - 1 - blockIdx.x % tiles) * kBlockRows, column = index_t(blockIdx.y) * kColumns * kSide;
   index_t b = pair / p.kv_heads, kv_head = pair % p.kv_heads;
+  if (!is_wanted(wanted, pair * p.group(), p.group(), p.query_len, first)) return;
   describe_rows(a.score, b, kv_head * p.group(), first, kBlockRows, all, int(threadIdx.x), rows);
   sync_block();
   Interval seen = keys_seen(rows, kBlockRows);
@@ -235,26 +254,54 @@ __global__ void dsinks_kernel(const __grid_constant__ Arguments<T> a) {
   if (threadIdx.x == 0) static_cast<A*>(p.dsinks)[head] = sum;
 }
 
+// The workspace: [B, Hq, query_len] of delta, for tensor cores of terms too, and their bytes of what is spoiled.
+struct Workspace {
+  index_t rows, delta_bytes, terms_bytes = 0, keys = 0, own = 0;
+
+  explicit Workspace(const AttentionBackward& p)
+      : rows(p.batch * p.heads * p.query_len), delta_bytes(round_up(rows * (p.dtype == DType::f64 ? 8 : 4), 16)) {
+    if (!fits_mma(p)) return;
+    terms_bytes = rows * index_t(sizeof(RowTerms));
+    if (masks(p)) keys = order_of_keys(p).blocks() * kGradientWarps, own = order_of_rows(p).blocks() * kGradientWarps;
+  }
+  index_t bytes() const { return delta_bytes + terms_bytes + keys + own; }
+};
+
 template <class T>
 void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) {
   using A = acc_t<T>;
   auto delta = static_cast<A*>(workspace);
   Arguments<T> a{p, Score<T>(p), delta};
-  index_t pairs = p.batch * p.kv_heads, rows = p.batch * p.heads * p.query_len;
+  Workspace w(p);
+  auto bytes = static_cast<unsigned char*>(workspace);
+  auto terms = w.terms_bytes ? reinterpret_cast<RowTerms*>(bytes + w.delta_bytes) : nullptr;
   auto on = [&](index_t blocks, unsigned y, int threads) {
     Launch l{dim3(unsigned(blocks), y), dim3(unsigned(threads))};
     l.stream = stream;
     return l;
   };
   constexpr int kThreads = 32 * kBlockWarps;
-  if (rows) launch(on(min_of(ceil_div(rows, kBlockWarps), 65536), 1, kThreads), delta_kernel<T>, a, delta);
-  if (index_t tiles = pairs * ceil_div(p.key_len, kSide))
-    for_columns_of(p.head_dim > p.value_dim ? p.head_dim : p.value_dim,
-                   [&]<int kColumns>(unsigned y) { launch(on(tiles, y, kThreads), dkv_kernel<T, kColumns>, a); });
-  if (index_t tiles = pairs * ceil_div(p.group() * p.query_len, kBlockRows))
-    for_columns_of(p.head_dim,
-                   [&]<int kColumns>(unsigned y) { launch(on(tiles, y, kThreads), dq_kernel<T, kColumns>, a); });
-  if (p.dmask && p.dmask_count) {
+  if (w.rows) launch(on(min_of(ceil_div(w.rows, kBlockWarps), 65536), 1, kThreads), delta_kernel<T>, a, delta, terms);
+  const unsigned char *keys_wanted = nullptr, *rows_wanted = nullptr;
+  Given given;
+  if constexpr (sizeof(T) == 2)
+    if (terms) {
+      Gradients<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, order_of_keys(p),
+                     order_of_rows(p)};
+      if (w.own) m.keys_spoiled = bytes + w.delta_bytes + w.terms_bytes, m.rows_spoiled = m.keys_spoiled + w.keys;
+      given = launch_gradient(m, stream);
+      if (given.inputs) keys_wanted = m.keys_spoiled, rows_wanted = m.rows_spoiled;
+    }
+  index_t pairs = p.batch * p.kv_heads;
+  if (index_t tiles = pairs * ceil_div(p.key_len, kSide); tiles && (!given.inputs || keys_wanted))
+    for_columns_of(p.head_dim > p.value_dim ? p.head_dim : p.value_dim, [&]<int kColumns>(unsigned y) {
+      launch(on(tiles, y, kThreads), dkv_kernel<T, kColumns>, a, keys_wanted);
+    });
+  if (index_t tiles = pairs * ceil_div(p.group() * p.query_len, kBlockRows); tiles && (!given.inputs || rows_wanted))
+    for_columns_of(p.head_dim, [&]<int kColumns>(unsigned y) {
+      launch(on(tiles, y, kThreads), dq_kernel<T, kColumns>, a, rows_wanted);
+    });
+  if (p.dmask && p.dmask_count && !given.mask) {
     const index_t* step = p.dmask_strides;
     index_t tiles = (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1) *
                     (step[2] ? ceil_div(p.query_len, kBlockRows) : 1) * (step[3] ? ceil_div(p.key_len, kSide) : 1);
@@ -266,7 +313,7 @@ void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) 
 }  // namespace
 
 std::size_t attention_backward_workspace(const AttentionBackward& p) {
-  return std::size_t(p.batch * p.heads * p.query_len) * (p.dtype == DType::f64 ? 8 : 4);
+  return std::size_t(Workspace(p).bytes());
 }
 
 void attention_backward(const AttentionBackward& p, void* workspace, void* stream) {

@@ -13,11 +13,19 @@ inline constexpr index_t kMinPieceKeys = 64;
 
 inline bool decodes(const AttentionForward& p) { return p.group() * p.query_len <= kMine && !p.probs; }
 
-// Keys a warp takes: four rounds of twelve warps for every multiprocessor, if that leaves each something to do.
+// Keys a warp takes, so that the rounds in which blocks fill the device come to the least; a round costs a few more.
 inline index_t piece_keys(const AttentionForward& p) {
-  index_t all = p.batch * p.kv_heads * p.key_len, warps = index_t(multiprocessors()) * 12 * 4;
-  index_t keys = ceil_div(ceil_div(all, warps), kSide) * kSide;
-  return keys < kMinPieceKeys ? kMinPieceKeys : keys;
+  constexpr index_t kWarps = kDecodeWarps<float>, kBlocks = 3, kRound = 32;
+  index_t pairs = p.batch * p.kv_heads, at_once = multiprocessors() * kBlocks, best = 0, least = 0;
+  if (!pairs) return kMinPieceKeys;
+  for (index_t rounds = 1; rounds <= 8; ++rounds) {
+    index_t blocks = min_of(rounds * at_once / pairs, p.key_len / (kWarps * kMinPieceKeys));
+    if (blocks < 1) blocks = 1;
+    index_t keys = round_up(ceil_div(p.key_len, blocks * kWarps), kSide);
+    index_t cost = ceil_div(pairs * blocks, at_once) * (keys + kRound);
+    if (!least || cost < least) best = keys, least = cost;
+  }
+  return best < kMinPieceKeys ? kMinPieceKeys : best;
 }
 inline index_t pieces_of(const AttentionForward& p) { return p.key_len ? ceil_div(p.key_len, piece_keys(p)) : 1; }
 
@@ -73,44 +81,42 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<acc_t<T>>, kWidth ? 3 : 2)
   walk_piece<kColumns>(p, score, team, &rows[0], piece, index_t(blockIdx.y) * kColumns * kSide, partial);
 }
 
-// A block for 32 columns of a row: the pieces in order, as if they had been one walk.
+// A block for a row, or for 32 columns of it where rows are few: the pieces in order, as if they had been one walk.
 template <class T>
 __global__ void __launch_bounds__(32 * kJoinWarps)
     attention_join_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
                           index_t pieces, Partial<acc_t<T>> partial) {
   using A = acc_t<T>;
-  constexpr int kThreads = 32 * kJoinWarps;
-  SEQKERN_SHARED(A, factors, kThreads);
-  SEQKERN_SHARED(A, sums, kThreads);
+  SEQKERN_SHARED(A, factors, 32 * kJoinWarps);
+  SEQKERN_SHARED(A, sums, 32 * kJoinWarps);
   index_t all = p.group() * p.query_len, pair = blockIdx.x / all, r = blockIdx.x % all, b = pair / p.kv_heads;
   QueryRow<A> row = score.row(b, pair % p.kv_heads * p.group(), r);
-  if (row.i < 0) return;
   wait_for_previous();
+  if (row.i < 0) return;
   const Softmax<A>* states = partial.state + pair * pieces * kMine + r;
   Softmax<A> state;
-  for (index_t i = threadIdx.x; i < pieces; i += kThreads) state.max = Max{}(states[i * kMine].max, state.max);
+  for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.max = Max{}(states[i * kMine].max, state.max);
   state.max = reduce_row(Max{}, state.max);
-  index_t d = blockIdx.y * kSide + lane_id();
-  const A* out = partial.out + (pair * pieces * kMine + r) * p.value_dim + (d < p.value_dim ? d : 0);
-  A sum = 0;
-  for (index_t first = 0; first < pieces; first += kThreads) {
-    index_t i = first + threadIdx.x, many = min_of(pieces - first, kThreads);
-    sync_block();  // the factors of the last round
-    if (i < pieces) {
-      factors[threadIdx.x] = power(states[i * kMine].max - state.base());
-      state.sum += states[i * kMine].sum * factors[threadIdx.x];
-    }
-    sync_block();
-    SEQKERN_UNROLL_BY(8)
-    for (index_t j = warp_id(); j < many; j += kJoinWarps)
-      sum += out[(first + j) * kMine * p.value_dim] * factors[j];
-  }
+  auto factor = [&](index_t i) { return power(states[i * kMine].max - state.base()); };
+  for (index_t i = threadIdx.x; i < pieces; i += blockDim.x) state.sum += states[i * kMine].sum * factor(i);
   state.sum = reduce_row(Sum{}, state.sum);
-  sums[threadIdx.x] = sum;
-  sync_block();
-  if (warp_id() == 0 && d < p.value_dim) {
-    for (int w = 1; w < kJoinWarps; ++w) sum += sums[w * 32 + lane_id()];
-    T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
+  T* to = row_of(static_cast<T*>(p.out), p.out_strides, p.cu_q, b, row.head, row.i);
+  for (index_t column = blockIdx.y * kSide; column < p.value_dim; column += gridDim.y * kSide) {
+    index_t d = column + lane_id();
+    const A* out = partial.out + (pair * pieces * kMine + r) * p.value_dim + (d < p.value_dim ? d : 0);
+    A sum = 0;
+    for (index_t first = 0; first < pieces; first += blockDim.x) {
+      index_t i = first + threadIdx.x, many = min_of(pieces - first, index_t(blockDim.x));
+      sync_block();  // the factors of the last round, and the sums of the last columns
+      if (i < pieces) factors[threadIdx.x] = factor(i);
+      sync_block();
+      SEQKERN_UNROLL_BY(8)
+      for (index_t j = warp_id(); j < many; j += warps()) sum += out[(first + j) * kMine * p.value_dim] * factors[j];
+    }
+    sums[threadIdx.x] = sum;
+    sync_block();
+    if (warp_id() || d >= p.value_dim) continue;
+    for (int w = 1; w < warps(); ++w) sum += sums[w * 32 + lane_id()];
     store(to + d, state.sum == 0 ? A(0) : sum * state.inverse());
   }
   if (threadIdx.x == 0 && blockIdx.y == 0) state.keep(p, row);
@@ -147,8 +153,9 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
   else if constexpr (sizeof(T) == 4) run(attention_decode_kernel<T, 4, 128>, 1);
   else if (narrow) run(attention_decode_kernel<T, 2, 64>, 1);
   else run(attention_decode_kernel<T, 4, 128>, 1);
-  auto columns = unsigned(p.value_dim ? ceil_div(p.value_dim, kSide) : 1);
-  Launch l{dim3(unsigned(pairs * p.group() * p.query_len), columns), dim3(32 * kJoinWarps)};
+  index_t rows = pairs * p.group() * p.query_len, joining = min_of(ceil_div(pieces, 4), kJoinWarps);
+  bool few = rows < 4 * multiprocessors() && p.value_dim;
+  Launch l{dim3(unsigned(rows), unsigned(few ? ceil_div(p.value_dim, kSide) : 1)), dim3(32 * unsigned(joining))};
   l.stream = stream;
   l.early = limits(reinterpret_cast<const void*>(attention_join_kernel<T>)).max_cluster > 1;
   launch(l, attention_join_kernel<T>, p, score, pieces, partial);

@@ -30,6 +30,9 @@ struct QueryRow {
   SEQKERN_INLINE bool live() const { return low < high; }
 };
 
+// What is masked may be NaN: whatever is looked at tile by tile can have such a position beside a live one.
+inline bool masks(const AttentionInputs& p) { return p.mask || p.causal || p.left >= 0 || p.right >= 0; }
+
 // Where row i of a head starts.
 template <class S>
 SEQKERN_INLINE S* row_of(S* base, const AttentionStrides& s, const index_t* cu, index_t b, index_t head, index_t i) {

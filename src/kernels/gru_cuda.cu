@@ -25,17 +25,28 @@ template <class T>
 struct GruForwardCell : GruForwardBase<T> {
   using A = acc_t<T>;
   static constexpr int kLate = 0, kFolded = 2;
+  static constexpr bool kCarries = false;
+  struct Constants {
+    A bias;
+  };
+  struct Kept {
+    A r, z, n, q;
+  };
 
-  SEQKERN_INLINE A operator()(Site at, const A (&x)[3], const A (&h)[3], A h_prev, bool on) const {
-    const RecurrentForward& p = this->p;
-    index_t H = p.hidden_size;
-    A q = h[2] + load_or_zero(static_cast<const A*>(p.bias_hh), 2 * H + at.u);
-    A r = sigmoid(x[0] + h[0]), z = sigmoid(x[1] + h[1]), n = tanh(x[2] + r * q);
-    this->save(at, 0, r, on);
-    this->save(at, 1, z, on);
-    this->save(at, 2, n, on);
-    if (p.hidden_n) static_cast<A*>(p.hidden_n)[(at.t * p.batch + at.n) * H + at.u] = on ? q : A(0);
+  SEQKERN_INLINE Constants constants(index_t u) const {
+    return {load_or_zero(static_cast<const A*>(this->p.bias_hh), 2 * this->p.hidden_size + u)};
+  }
+  SEQKERN_INLINE A operator()(const A (&x)[3], const A (&h)[3], A h_prev, const Constants& k, A&, Kept& kept) const {
+    A q = h[2] + k.bias, r = sigmoid(x[0] + h[0]), z = sigmoid(x[1] + h[1]), n = tanh(x[2] + r * q);
+    kept = {r, z, n, q};
     return gru_blend(z, n, h_prev);
+  }
+  SEQKERN_INLINE void keep(Site at, const Kept& kept, bool on) const {
+    const RecurrentForward& p = this->p;
+    this->save(at, 0, kept.r, on);
+    this->save(at, 1, kept.z, on);
+    this->save(at, 2, kept.n, on);
+    if (p.hidden_n) static_cast<A*>(p.hidden_n)[(at.t * p.batch + at.n) * p.hidden_size + at.u] = on ? kept.q : A(0);
   }
 };
 
@@ -80,17 +91,27 @@ template <class T>
 struct GruBackwardCell : GruBackwardBase<T> {
   using A = acc_t<T>;
   static constexpr int kSums = 4, kLate = 0;
+  static constexpr bool kCarries = false;
+  struct Saved {
+    A r, z, n, q, h_prev;
+  };
 
-  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+  SEQKERN_INLINE Saved read(Site at) const {
     const RecurrentBackward& p = this->p;
-    A r = this->gate(at, 0);
-    auto g = gru_blend_backward(dh, this->gate(at, 1), this->gate(at, 2), this->h_prev(at));
     A q = static_cast<const A*>(p.hidden_n)[(at.t * p.batch + at.n) * p.hidden_size + at.u];
-    d[0] = logistic_backward(g.n * q, r);
+    return {this->gate(at, 0), this->gate(at, 1), this->gate(at, 2), q, this->h_prev(at)};
+  }
+  SEQKERN_INLINE A operator()(const Saved& s, A dh, A&, A (&d)[4]) const {
+    auto g = gru_blend_backward(dh, s.z, s.n, s.h_prev);
+    d[0] = logistic_backward(g.n * s.q, s.r);
     d[1] = g.z;
     d[2] = g.n;
-    d[3] = g.n * r;
+    d[3] = g.n * s.r;
     return g.h_prev;
+  }
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+    A none = 0;
+    return (*this)(read(at), dh, none, d);
   }
 };
 

@@ -23,9 +23,8 @@ struct Site {
 struct Range {
   index_t begin, end;
 };
-SEQKERN_INLINE Range own(index_t count) {
-  return {count * cluster_rank() / cluster_size(), count * (cluster_rank() + 1) / cluster_size()};
-}
+SEQKERN_INLINE Range own(index_t count, int rank, int size) { return {count * rank / size, count * (rank + 1) / size}; }
+SEQKERN_INLINE Range own(index_t count) { return own(count, cluster_rank(), cluster_size()); }
 
 // How a layer is laid out on the device.
 struct Plan {
@@ -171,6 +170,7 @@ SEQKERN_INLINE void row_products(const W* const (&weights)[kCount], const A* in,
     }
   }
   A mine = reduce_many(part);
+  sync_warp();  // all lanes have read `in` before one of them sends what came of it: the next may then arrive
   SEQKERN_UNROLL
   for (int j = 0; j < kCount; ++j) sums[j] = shuffle(mine, j * kRows + lane_id() % kRows);
 }

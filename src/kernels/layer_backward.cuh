@@ -7,9 +7,12 @@
 // A Cell gives
 //   kGates, kSums, kLate       as on the CPU: gates, gate gradients kept per unit, and whether the last gate
 //                              multiplies r h instead of h
-//   operator()(site, dh, d)    gradients d[kSums] of the sums; returns the direct part of dh_{t-1}
+//   read(site)                 what the forward pass saved
+//   operator()(saved, dh, dc, d)   gradients d[kSums] of the sums; returns the direct part of dh_{t-1}. With kCarries
+//                              dc, the gradient of a state of its own, runs along; operator()(site, dh, d) keeps it
 //   start, finish, output, reset
 #pragma once
+#include "layer_backward_mma.cuh"
 #include "layer_forward.cuh"
 
 namespace seqkern::cuda {
@@ -24,6 +27,8 @@ struct BackwardArguments {
   const void *hidden = nullptr, *before = nullptr;  // W_hh' of the early gates [S, kEarly*H]; W_hr' [H, S] or
                                                     // W_hn' [H, H] of the late gate
   A* exchange = nullptr;
+  void* parts = nullptr;  // dgates in 16 bit, [up to 3, part] (gemm_mma.cuh)
+  index_t part = 0;
 };
 
 template <class T, class W, class Cell>
@@ -180,27 +185,52 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
 
 // ---- operands of the weight gradients: k counts the rows (t, n) of the whole sequence ----
 
+// t and n of row k; divisions of 64 bits are slow.
+SEQKERN_INLINE Site row_site(index_t k, index_t batch, index_t u) {
+  if (((k | batch) >> 31) != 0) return {k / batch, k % batch, u};
+  auto small = std::uint32_t(k), n = std::uint32_t(batch);
+  return {small / n, small % n, u};
+}
+
 // x, with zeros past every row's length: its gradient there is 0, but 0 times a NaN in the padding is not.
 template <class T>
 struct LiveInput {
+  using type = T;
   static constexpr bool kDepthFirst = false;
   RecurrentInputs p;
-  SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const {
-    bool on = active(p.lengths, k % p.batch, k / p.batch);
-    return on ? load(static_cast<const T*>(p.x) + k * p.input_size + i) : acc_t<T>(0);
+  const T* data = static_cast<const T*>(p.x);
+  SEQKERN_INLINE const T* line(index_t k, int) const {
+    if (p.lengths) {
+      Site at = row_site(k, p.batch, 0);
+      if (at.t >= p.lengths[at.n]) return nullptr;
+    }
+    return data + k * p.input_size;
   }
+  SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const { return load_or_zero(line(k, 0), i); }
+  bool aligned() const { return (std::uintptr_t(data) | std::uintptr_t(2 * p.input_size)) % 16 == 0; }
 };
 // The state before each step, or with `reset` the reset gate times it.
 template <class T>
 struct StateBefore {
+  using type = T;
   static constexpr bool kDepthFirst = false;
   RecurrentBackward p;
   bool reset;
+  const T* data = static_cast<const T*>(p.y);
+  SEQKERN_INLINE const T* line(index_t k, int) const {
+    index_t S = p.state_size(), before = p.reverse ? k + p.batch : k - p.batch;
+    if (!p.lengths && before >= 0 && before < p.seq_len * p.batch) return data + before * S;
+    Site at = row_site(k, p.batch, 0);
+    if (!active(p.lengths, at.n, at.t)) return nullptr;
+    if (!first_step(p, at.n, at.t)) return data + before * S;
+    return p.h0 ? static_cast<const T*>(p.h0) + at.n * S : nullptr;
+  }
   SEQKERN_INLINE acc_t<T> operator()(index_t i, index_t k) const {
-    Site at{k / p.batch, k % p.batch, i};
-    if (!active(p.lengths, at.n, at.t)) return 0;
-    auto h = state_before<T>(p, p.h0, p.y, p.state_size(), at);
+    auto h = load_or_zero(line(k, 0), i);
     return reset ? h * static_cast<const acc_t<T>*>(p.gates)[k * 3 * p.hidden_size + i] : h;
+  }
+  bool aligned() const {
+    return (std::uintptr_t(data) | std::uintptr_t(p.h0) | std::uintptr_t(2 * p.state_size())) % 16 == 0;
   }
 };
 // Gate gradients of the input side, or of the recurrent side, whose last gate may differ.
@@ -214,30 +244,47 @@ struct GateGradient {
 template <class T, class W, class Cell>
 void weight_gradients(const BackwardArguments<acc_t<T>>& a, cudaStream_t stream) {
   using A = acc_t<T>;
-  constexpr int G = Cell::kGates, X = Cell::kSums, kEarly = G - Cell::kLate;
+  constexpr int G = Cell::kGates, X = Cell::kSums, kPlain = X > G ? G - 1 : G - Cell::kLate;
   const RecurrentBackward& p = a.p;
   index_t H = p.hidden_size, I = p.input_size, S = p.state_size(), XH = X * H, rows = p.seq_len * p.batch;
   auto dgates = [&](int gate) { return Transposed<A>{a.dgates + gate * H, XH}; };
   auto to = [](void* data, index_t offset, index_t stride) {
     return StoreTo<A>{static_cast<A*>(data) + offset, stride};
   };
-  if (p.dx)
-    gemm<A>(rows, I, G * H, RowMajor<A>{a.dgates, XH}, Transposed<W>{static_cast<const W*>(p.weight_ih), I},
-            StoreTo<T>{static_cast<T*>(p.dx), I}, stream);
-  if (p.dweight_ih) gemm<A>(G * H, I, rows, dgates(0), LiveInput<T>{p}, to(p.dweight_ih, 0, I), stream);
-  if (p.dweight_hh) {
-    constexpr int kPlain = X > G ? G - 1 : kEarly;
-    gemm<A>(kPlain * H, S, rows, dgates(0), StateBefore<T>{p, false}, to(p.dweight_hh, 0, S), stream);
-    if (kPlain < G)
-      gemm<A>(H, S, rows, dgates(X - 1), StateBefore<T>{p, Cell::kLate == 1}, to(p.dweight_hh, kPlain * H * S, S),
-              stream);
+  auto weight_ih = static_cast<const W*>(p.weight_ih);
+  StoreTo<T> dx{static_cast<T*>(p.dx), I};
+  auto dweight_ih = to(p.dweight_ih, 0, I), plain = to(p.dweight_hh, 0, S), last = to(p.dweight_hh, kPlain * H * S, S);
+  if (mma_fits<T>()) {
+    if constexpr (kHasMma<T>) {
+      int inputs = parts_for(G * H), weights = parts_for(rows);
+      auto parts = static_cast<T*>(a.parts);
+      split(rows * XH, parts_for(min_of(rows, G * H)), a.dgates, parts, a.part, stream);
+      Lines<T, true> of_rows{parts, XH, a.part};
+      auto left = [&](int gate) { return Lines<T, false>{parts + gate * H, XH, a.part}; };
+      if (p.dx) gemm_mma(rows, I, G * H, of_rows, Lines<W, false>{weight_ih, I}, dx, stream, inputs);
+      if (p.dweight_ih) gemm_mma(G * H, I, rows, left(0), LiveInput<T>{p}, dweight_ih, stream, weights);
+      if (p.dweight_hh) {
+        gemm_mma(kPlain * H, S, rows, left(0), StateBefore<T>{p, false}, plain, stream, weights);
+        if (X > G) gemm_mma(H, S, rows, left(X - 1), StateBefore<T>{p, false}, last, stream, weights);
+      }
+    }
+  } else {
+    if (p.dx) gemm<A>(rows, I, G * H, RowMajor<A>{a.dgates, XH}, Transposed<W>{weight_ih, I}, dx, stream);
+    if (p.dweight_ih) gemm<A>(G * H, I, rows, dgates(0), LiveInput<T>{p}, dweight_ih, stream);
+    if (p.dweight_hh) {
+      gemm<A>(kPlain * H, S, rows, dgates(0), StateBefore<T>{p, false}, plain, stream);
+      if (X > G) gemm<A>(H, S, rows, dgates(X - 1), StateBefore<T>{p, false}, last, stream);
+    }
   }
+  if (p.dweight_hh && Cell::kLate) gemm<A>(H, S, rows, dgates(X - 1), StateBefore<T>{p, true}, last, stream);
   if (p.dweight_hr)
     gemm<A>(S, H, rows, Transposed<A>{a.dprojected, S}, Transposed<A>{a.unprojected, H}, to(p.dweight_hr, 0, H),
             stream);
-  column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, G * H, 0}, static_cast<A*>(p.dbias_ih), stream);
-  column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, (G - 1) * H, (X - G) * H}, static_cast<A*>(p.dbias_hh),
-              stream);
+  auto dbias_ih = static_cast<A*>(p.dbias_ih), dbias_hh = static_cast<A*>(p.dbias_hh);
+  bool same = X == G && dbias_ih;
+  column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, G * H, 0}, dbias_ih, stream, same ? dbias_hh : nullptr);
+  if (!same)
+    column_sums(rows, G * H, GateGradient<A>{a.dgates, XH, (G - 1) * H, (X - G) * H}, dbias_hh, stream);
 }
 
 // Runs the layer, or with no workspace only returns the bytes it needs. make(pieces): the cell. Leaves the gate
@@ -257,24 +304,36 @@ std::size_t layer_backward(const RecurrentBackward& p, void* workspace, void* st
     a.dprojected = pieces.take<A>(rows * S);
     a.unprojected = pieces.take<A>(rows * H);
   }
+  if constexpr (kHasMma<T>) {
+    a.part = (rows * Cell::kSums * H + 7) / 8 * 8;
+    a.parts = pieces.take<T>(parts_for(min_of(rows, Cell::kGates * H)) * a.part);
+  }
   W* hidden = pieces.take<W>(S * Walk::kEarly * H);
   W* before = pieces.take<W>(Walk::has_before(p) ? H * Walk::late_width(p) : 0);
   Cell cell = make(pieces);
   a.exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
+  constexpr bool kSteps = kHasMma<T> && !Cell::kLate;
+  Factor* packed = nullptr;
+  if constexpr (kSteps)
+    if (!p.proj_size) packed = pieces.take<Factor>(back_factors<Cell>(H));
   if (record) *record = a.dgates;
   if (!workspace) return pieces.used;
 
-  auto weight_hh = static_cast<const W*>(p.weight_hh);
-  a.hidden = hidden, a.before = before;
-  transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
-  if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
-  if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
-  auto kernel = layer_backward_kernel<T, W, Cell>;
-  a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
-                     [&](int cluster) { return Walk::weight_bytes(p, cluster); });
-  Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
-           a.plan.cluster, stream};
-  if (clusters) launch(l, kernel, a, cell);
+  bool walked = !clusters;
+  if constexpr (kSteps) walked = walked || (packed && back_steps<T>(p, a.dgates, packed, cell, stream));
+  if (!walked) {
+    auto weight_hh = static_cast<const W*>(p.weight_hh);
+    a.hidden = hidden, a.before = before;
+    transpose(Walk::kEarly * H, S, weight_hh, hidden, stream);
+    if (p.proj_size) transpose(S, H, static_cast<const W*>(p.weight_hr), before, stream);
+    if (Cell::kLate) transpose(H, H, weight_hh + Walk::kEarly * H * S, before, stream);
+    auto kernel = layer_backward_kernel<T, W, Cell>;
+    a.plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), H > S ? H : S, Walk::bytes(p),
+                       [&](int cluster) { return Walk::weight_bytes(p, cluster); });
+    Launch l{dim3(unsigned(clusters) * unsigned(a.plan.cluster)), dim3(unsigned(a.plan.threads)), a.plan.shared_bytes,
+             a.plan.cluster, stream};
+    launch(l, kernel, a, cell);
+  }
   weight_gradients<T, W, Cell>(a, stream);
   return pieces.used;
 }

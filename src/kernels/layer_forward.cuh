@@ -4,12 +4,14 @@
 // A Cell gives
 //   kGates, kLate, kFolded     as on the CPU: gates, those that need a second product in the step, and those whose
 //                              bias_hh is added to the input side
-//   operator()(site, x, h, h_prev, on)   the new state from the two sides of the sums; or, with kLate,
-//   early(...), late(...)                the operand of the second product, and the state from its sum
+//   operator()(x, h, h_prev, constants, c, kept)   the new state from the two sides of the sums, the unit's constants
+//                              and, with kCarries, a state c of its own, in c_n
+//   keep(site, kept, on)       stores what a backward pass will want; or, with kLate,
+//   early(...), late(...)      the operand of the second product, and the state from its sum
 #pragma once
-#include "cuda/gemm.cuh"
+#include "cuda/gemm_mma.cuh"
 #include "cuda/types.cuh"
-#include "layer.cuh"
+#include "layer_forward_mma.cuh"
 
 namespace seqkern::cuda {
 
@@ -108,7 +110,7 @@ struct ForwardWalk {
       if constexpr (Cell::kLate) {
         full.put(0, row, u, cell.early(at, x, h, state.get(now, row, u), on));
       } else {
-        A value = cell(at, x, h, p.proj_size ? A(0) : state.get(now, row, u), on);
+        A value = through_cell(at, x, h, p.proj_size ? A(0) : state.get(now, row, u), on);
         if (p.proj_size) full.put(0, row, u, value);
         else finish(at, value, on, now);
       }
@@ -129,6 +131,15 @@ struct ForwardWalk {
     state.wait(next, s / 2);
   }
 
+  SEQKERN_INLINE A through_cell(Site at, const A (&x)[kEarly], const A (&h)[kEarly], A h_prev, bool on) const {
+    typename Cell::Kept kept;
+    A c = 0, *running = Cell::kCarries ? static_cast<A*>(p.c_n) + n * H + at.u : &c;
+    c = *running;
+    A value = cell(x, h, h_prev, cell.constants(at.u), c, kept);
+    if (on) *running = c;
+    cell.keep(at, kept, on);
+    return value;
+  }
   SEQKERN_INLINE A product(const W* weights) const {
     const W* rows[1] = {weights};
     A sums[1];
@@ -177,13 +188,29 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
   A* gate_sums = pieces.take<A>(rows * columns);
   Cell cell = make(pieces);
   A* exchange = reinterpret_cast<A*>(pieces.take<unsigned char>(clusters * index_t(Walk::bytes(p))));
+  constexpr bool kSteps = kHasMma<T> && !Cell::kLate;
+  Factor* packed = nullptr;
+  FlaggedWord* mail = nullptr;
+  if constexpr (kSteps)
+    if (!p.proj_size) {
+      packed = pieces.take<Factor>(StepWalk<T, Cell, true, false>::factors(p.hidden_size));
+      mail = pieces.take<FlaggedWord>(clusters * step_mail(p.hidden_size));
+    }
   if (!workspace || !clusters) return pieces.used;
 
-  gemm<A>(rows, columns, p.input_size, RowMajor<T>{static_cast<const T*>(p.x), p.input_size},
-          RowMajor<W>{static_cast<const W*>(p.weight_ih), p.input_size},
-          StoreSums<A>{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,
-                       Cell::kFolded * p.hidden_size},
-          stream);
+  StoreSums<A> sums{gate_sums, static_cast<const A*>(p.bias_ih), static_cast<const A*>(p.bias_hh), columns,
+                    Cell::kFolded * p.hidden_size};
+  auto x = static_cast<const T*>(p.x);
+  auto weight_ih = static_cast<const W*>(p.weight_ih);
+  index_t I = p.input_size;
+  if (mma_fits<T>()) {
+    if constexpr (kHasMma<T>)
+      gemm_mma(rows, columns, I, Lines<T, true>{x, I}, Lines<W, true>{weight_ih, I}, sums, stream);
+  } else {
+    gemm<A>(rows, columns, I, RowMajor<T>{x, I}, RowMajor<W>{weight_ih, I}, sums, stream);
+  }
+  if constexpr (kSteps)
+    if (packed && layer_steps<T>(p, gate_sums, packed, mail, cell, stream)) return pieces.used;
   index_t widest = p.hidden_size > p.state_size() ? p.hidden_size : p.state_size();
   auto kernel = layer_forward_kernel<T, W, Cell>;
   Plan plan = make_plan(limits(reinterpret_cast<const void*>(kernel)), widest, Walk::bytes(p),

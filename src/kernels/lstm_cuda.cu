@@ -15,29 +15,34 @@ template <class T>
 struct LstmForwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 4, kLate = 0, kFolded = 4;
+  static constexpr bool kCarries = true;
+  struct Constants {
+    LstmPeephole<A> peephole;
+  };
+  struct Kept {
+    LstmGates<A> gates;
+    A c;
+  };
   RecurrentForward p;
 
-  SEQKERN_INLINE A operator()(Site at, const A (&x)[4], const A (&h)[4], A, bool on) const {
-    index_t H = p.hidden_size, row = at.t * p.batch + at.n;
+  SEQKERN_INLINE Constants constants(index_t u) const {
+    return p.peephole ? Constants{load_peephole<A>(p.peephole, p.hidden_size, u)} : Constants{};
+  }
+  SEQKERN_INLINE A operator()(const A (&x)[4], const A (&h)[4], A, const Constants& k, A& c, Kept& kept) const {
     LstmGates<A> a{x[0] + h[0], x[1] + h[1], x[2] + h[2], x[3] + h[3]};
-    A* state = static_cast<A*>(p.c_n) + at.n * H + at.u;
-    A c = *state, out;
-    if (p.peephole) {
-      auto peephole = load_peephole<A>(p.peephole, H, at.u);
-      out = lstm_cell(a, c, &peephole);
-    } else {
-      out = lstm_cell<A>(a, c, nullptr);
-    }
-    if (on) *state = c;
-    if (p.gates) {
-      A* g = static_cast<A*>(p.gates) + row * 4 * H + at.u;
-      g[0] = on ? a.i : A(0);
-      g[H] = on ? a.f : A(0);
-      g[2 * H] = on ? a.g : A(0);
-      g[3 * H] = on ? a.o : A(0);
-      static_cast<A*>(p.cells)[row * H + at.u] = on ? c : A(0);
-    }
+    A out = p.peephole ? lstm_cell(a, c, &k.peephole) : lstm_cell<A>(a, c, nullptr);
+    kept = {a, c};
     return out;
+  }
+  SEQKERN_INLINE void keep(Site at, const Kept& kept, bool on) const {
+    if (!p.gates) return;
+    index_t H = p.hidden_size, row = at.t * p.batch + at.n;
+    A* g = static_cast<A*>(p.gates) + row * 4 * H + at.u;
+    g[0] = on ? kept.gates.i : A(0);
+    g[H] = on ? kept.gates.f : A(0);
+    g[2 * H] = on ? kept.gates.g : A(0);
+    g[3 * H] = on ? kept.gates.o : A(0);
+    static_cast<A*>(p.cells)[row * H + at.u] = on ? kept.c : A(0);
   }
 };
 
@@ -45,6 +50,12 @@ template <class T>
 struct LstmBackwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 4, kSums = 4, kLate = 0;
+  static constexpr bool kCarries = true;
+  struct Saved {
+    LstmGates<A> gates;
+    A c, c_prev;
+    LstmPeephole<A> peephole;
+  };
   RecurrentBackward p;
   A* dcell;  // [N, H], running
 
@@ -64,19 +75,22 @@ struct LstmBackwardCell {
   // h before the projection
   SEQKERN_INLINE A output(Site at) const { return gate(at, 3) * tanh(static_cast<const A*>(p.cells)[offset(at)]); }
 
-  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
-    LstmGates<A> s{gate(at, 0), gate(at, 1), gate(at, 2), gate(at, 3)};
-    A c = static_cast<const A*>(p.cells)[offset(at)], c_prev = state_before<A>(p, p.c0, p.cells, p.hidden_size, at);
-    A& dc = dcell[at.n * p.hidden_size + at.u];
-    LstmGates<A> g;
-    if (p.peephole) {
-      auto peephole = load_peephole<A>(p.peephole, p.hidden_size, at.u);
-      g = lstm_cell_backward(dh, dc, s, c, c_prev, &peephole);
-    } else {
-      g = lstm_cell_backward<A>(dh, dc, s, c, c_prev, nullptr);
-    }
+  SEQKERN_INLINE Saved read(Site at) const {
+    Saved s{{gate(at, 0), gate(at, 1), gate(at, 2), gate(at, 3)},
+            static_cast<const A*>(p.cells)[offset(at)],
+            state_before<A>(p, p.c0, p.cells, p.hidden_size, at),
+            {}};
+    if (p.peephole) s.peephole = load_peephole<A>(p.peephole, p.hidden_size, at.u);
+    return s;
+  }
+  SEQKERN_INLINE A operator()(const Saved& s, A dh, A& dc, A (&d)[4]) const {
+    auto g = p.peephole ? lstm_cell_backward(dh, dc, s.gates, s.c, s.c_prev, &s.peephole)
+                        : lstm_cell_backward<A>(dh, dc, s.gates, s.c, s.c_prev, nullptr);
     d[0] = g.i, d[1] = g.f, d[2] = g.g, d[3] = g.o;
     return A(0);
+  }
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[4]) const {
+    return (*this)(read(at), dh, dcell[at.n * p.hidden_size + at.u], d);
   }
 };
 

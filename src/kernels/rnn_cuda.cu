@@ -9,26 +9,41 @@ template <class T>
 struct RnnForwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 1, kLate = 0, kFolded = 1;
+  static constexpr bool kCarries = false;
+  struct Constants {};
+  struct Kept {};
   RecurrentForward p;
 
-  SEQKERN_INLINE A operator()(Site, const A (&x)[1], const A (&h)[1], A, bool) const {
+  SEQKERN_INLINE Constants constants(index_t) const { return {}; }
+  SEQKERN_INLINE A operator()(const A (&x)[1], const A (&h)[1], A, const Constants&, A&, Kept&) const {
     return rnn_cell(x[0] + h[0], p.relu);
   }
+  SEQKERN_INLINE void keep(Site, const Kept&, bool) const {}
 };
 
 template <class T>
 struct RnnBackwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 1, kSums = 1, kLate = 0;
+  static constexpr bool kCarries = false;
+  struct Saved {
+    A y;
+  };
   RecurrentBackward p;
 
   SEQKERN_INLINE void start(Site) const {}
   SEQKERN_INLINE void finish(Site) const {}
   SEQKERN_INLINE A output(Site) const { return A(0); }
-  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[1]) const {
-    auto y = static_cast<const T*>(p.y) + (at.t * p.batch + at.n) * p.hidden_size + at.u;
-    d[0] = rnn_cell_backward(dh, load(y), p.relu);
+  SEQKERN_INLINE Saved read(Site at) const {
+    return {load(static_cast<const T*>(p.y) + (at.t * p.batch + at.n) * p.hidden_size + at.u)};
+  }
+  SEQKERN_INLINE A operator()(const Saved& s, A dh, A&, A (&d)[1]) const {
+    d[0] = rnn_cell_backward(dh, s.y, p.relu);
     return A(0);
+  }
+  SEQKERN_INLINE A operator()(Site at, A dh, A (&d)[1]) const {
+    A none = 0;
+    return (*this)(read(at), dh, none, d);
   }
 };
 

@@ -1,5 +1,4 @@
-// Softmax, log-softmax and cross-entropy on the GPU. A row is read once for the maximum and once for the sum, from
-// then on out of L1 or L2.
+// Softmax, log-softmax and cross-entropy on the GPU. A row that a block can keep in registers is read once.
 #include "seqkern/softmax.h"
 
 #include "cuda/rows.cuh"
@@ -13,63 +12,73 @@ struct Lse {
   A max, sum;
 };
 
-// max and sum of exp(x - max) of a row. A row of -inf alone has max 0 here, so that no NaN is made.
+// e^x for the sums of a row of T: what rounding x log2(e) costs is far below what a 16-bit result can show.
 template <class T, class A = acc_t<T>>
-SEQKERN_INLINE Lse<A> row_lse(const T* x, index_t columns) {
+SEQKERN_INLINE A power(A x) {
+  if constexpr (sizeof(T) == 2) return exp2_flushed(x * 1.44269504f);
+  else return exp(x);
+}
+
+// max and sum of exp(x - max) of a row. A row of -inf alone has max 0 here, so that no NaN is made.
+template <int kWidth, class T, class A = acc_t<T>>
+SEQKERN_INLINE Lse<A> row_lse(const KeptRow<T, kWidth>& x, index_t columns) {
   A top = -infinity<A>(), sum = 0;
-  for_columns(columns, [&](index_t j) { top = Max{}(load(x + j), top); });
+  for_columns<kWidth>(columns, [&](index_t, A v) { top = Max{}(v, top); }, x);
   top = reduce_row(Max{}, top);
   if (top == -infinity<A>()) top = 0;
-  for_columns(columns, [&](index_t j) { sum += exp(load(x + j) - top); });
+  for_columns<kWidth>(columns, [&](index_t, A v) { sum += power<T>(v - top); }, x);
   return {top, reduce_row(Sum{}, sum)};
 }
 
-template <class T>
+template <class T, int kWidth>
 __global__ void softmax_forward_kernel(SoftmaxForward p) {
+  using A = acc_t<T>;
   for_rows(p.rows, [&](index_t r) {
-    auto x = static_cast<const T*>(p.x) + r * p.columns;
+    KeptRow<T, kWidth> x(static_cast<const T*>(p.x) + r * p.columns, p.columns);
     auto y = static_cast<T*>(p.y) + r * p.columns;
     auto s = row_lse(x, p.columns);
-    auto log_sum = log(s.sum);  // apart from the maximum, which may be far larger
-    for_columns(p.columns, [&](index_t j) {
-      auto above = load(x + j) - s.max;
-      store(y + j, p.log ? above - log_sum : exp(above) / s.sum);
-    });
+    if (p.log) {
+      A log_sum = log(s.sum);  // apart from the maximum, which may be far larger
+      map_columns<kWidth>(p.columns, y, [&](index_t, A v) { return v - s.max - log_sum; }, x);
+    } else {
+      A inverse = 1 / s.sum;
+      map_columns<kWidth>(p.columns, y, [&](index_t, A v) { return power<T>(v - s.max) * inverse; }, x);
+    }
   });
 }
 
-template <class T>
+template <class T, int kWidth>
 __global__ void softmax_backward_kernel(SoftmaxBackward p) {
   using A = acc_t<T>;
   for_rows(p.rows, [&](index_t r) {
-    auto y = static_cast<const T*>(p.y) + r * p.columns, dy = static_cast<const T*>(p.dy) + r * p.columns;
+    KeptRow<T, kWidth> y(static_cast<const T*>(p.y) + r * p.columns, p.columns);
+    KeptRow<T, kWidth> dy(static_cast<const T*>(p.dy) + r * p.columns, p.columns);
     auto dx = static_cast<T*>(p.dx) + r * p.columns;
     A sum = 0;
-    for_columns(p.columns, [&](index_t j) { sum += p.log ? load(dy + j) : load(dy + j) * load(y + j); });
+    for_columns<kWidth>(p.columns, [&](index_t, A v, A d) { sum += p.log ? d : d * v; }, y, dy);
     sum = reduce_row(Sum{}, sum);
-    for_columns(p.columns, [&](index_t j) {
-      A d = load(dy + j), v = load(y + j);
-      store(dx + j, p.log ? d - exp(v) * sum : v * (d - sum));
-    });
+    map_columns<kWidth>(
+        p.columns, dx, [&](index_t, A v, A d) { return p.log ? d - power<T>(v) * sum : v * (d - sum); }, y, dy);
   });
 }
 
-template <class T>
+template <class T, int kWidth>
 __global__ void cross_entropy_forward_kernel(CrossEntropyForward p) {
   using A = acc_t<T>;
   A smooth = A(p.label_smoothing);
   for_rows(p.rows, [&](index_t r) {
-    auto x = static_cast<const T*>(p.logits) + r * p.columns;
+    auto logits = static_cast<const T*>(p.logits) + r * p.columns;
     index_t t = p.target[r];
     A loss = 0, lse = 0;
     if (t != p.ignore_index) {
+      KeptRow<T, kWidth> x(logits, p.columns);
       auto s = row_lse(x, p.columns);
       A log_sum = log(s.sum);
       lse = s.max + log_sum;
-      loss = (1 - smooth) * (log_sum - (load(x + t) - s.max));  // no cancellation against a large max
+      loss = (1 - smooth) * (log_sum - (load(logits + t) - s.max));  // no cancellation against a large max
       if (smooth != 0) {
         A total = 0;
-        for_columns(p.columns, [&](index_t j) { total += load(x + j) - s.max; });
+        for_columns<kWidth>(p.columns, [&](index_t, A v) { total += v - s.max; }, x);
         loss += smooth * (log_sum - reduce_row(Sum{}, total) / A(p.columns));
       }
     }
@@ -80,36 +89,54 @@ __global__ void cross_entropy_forward_kernel(CrossEntropyForward p) {
   });
 }
 
-template <class T>
+template <class T, int kWidth>
 __global__ void cross_entropy_backward_kernel(CrossEntropyBackward p) {
   using A = acc_t<T>;
   A smooth = A(p.label_smoothing), even = smooth / A(p.columns);
   for_rows(p.rows, [&](index_t r) {
     auto x = static_cast<const T*>(p.logits) + r * p.columns;
-    auto dx = static_cast<T*>(p.dlogits) + r * p.columns;
     index_t t = p.target[r];
     bool ignored = t == p.ignore_index;
     A lse = static_cast<const A*>(p.lse)[r], scale = ignored ? A(0) : static_cast<const A*>(p.scale)[r];
-    for_columns(p.columns, [&](index_t j) {
-      A d = exp(load(x + j) - lse) - even - (j == t ? 1 - smooth : A(0));
-      store(dx + j, ignored ? A(0) : scale * d);
-    });
+    map_columns<kWidth>(
+        p.columns, static_cast<T*>(p.dlogits) + r * p.columns,
+        [&](index_t j, A v) {
+          A d = power<T>(v - lse) - even - (j == t ? 1 - smooth : A(0));
+          return ignored ? A(0) : scale * d;
+        },
+        x);
   });
 }
 
 }  // namespace
 
 void softmax_forward(const SoftmaxForward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, softmax_forward_kernel<T>, p); });
+  for_type(p.dtype, [&]<class T>() {
+    for_width<T>(p.columns, {p.x, p.y}, [&]<int kWidth>() {
+      launch_rows(p.rows, p.columns, stream, softmax_forward_kernel<T, kWidth>, p);
+    });
+  });
 }
 void softmax_backward(const SoftmaxBackward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, softmax_backward_kernel<T>, p); });
+  for_type(p.dtype, [&]<class T>() {
+    for_width<T>(p.columns, {p.y, p.dy, p.dx}, [&]<int kWidth>() {
+      launch_rows(p.rows, p.columns, stream, softmax_backward_kernel<T, kWidth>, p);
+    });
+  });
 }
 void cross_entropy_forward(const CrossEntropyForward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, cross_entropy_forward_kernel<T>, p); });
+  for_type(p.dtype, [&]<class T>() {
+    for_width<T>(p.columns, {p.logits}, [&]<int kWidth>() {
+      launch_rows(p.rows, p.columns, stream, cross_entropy_forward_kernel<T, kWidth>, p);
+    });
+  });
 }
 void cross_entropy_backward(const CrossEntropyBackward& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.columns, stream, cross_entropy_backward_kernel<T>, p); });
+  for_type(p.dtype, [&]<class T>() {
+    for_width<T>(p.columns, {p.logits, p.dlogits}, [&]<int kWidth>() {
+      launch_rows(p.rows, p.columns, stream, cross_entropy_backward_kernel<T, kWidth>, p);
+    });
+  });
 }
 
 }  // namespace seqkern::cuda

@@ -42,6 +42,17 @@ struct Normal {
   V tail, density;
 };
 
+// ... from inverse = 1 / (a + 3) and power = e^(-a^2 / 2), a <= 13.2.
+template <class V>
+SEQKERN_INLINE Normal<V> normal_of(V a, V inverse, V power) {
+  V t = (a - 3.0f) * inverse, t2 = t * t;
+  // In pairs of terms: the chain of a Horner scheme would be longer than what the CPU can overlap.
+  V q0 = -0.509332359f * t + 0.729083657f, q2 = -4.72551212e-2f * t + 0.230019405f;
+  V q4 = 6.91923406e-3f * t - 1.04801124e-2f, q6 = -8.96690122e-4f * t + 1.07445009e-3f;
+  V t4 = t2 * t2, low = q2 * t2 + q0, high = (q6 - 2.62247981e-4f * t2) * t2 + q4;
+  return {(high * t4 + low) * inverse * power, power * 0.398942280f};
+}
+
 template <class I, class V>
 SEQKERN_INLINE Normal<V> normal_parts(V a) {
   constexpr float kEnd = 13.2f;
@@ -50,13 +61,7 @@ SEQKERN_INLINE Normal<V> normal_parts(V a) {
   V h = bit_cast<V>(bit_cast<I>(a) & std::int32_t(0xfffff000));
   auto e = exp_parts<I>(h * h * -0.5f, (a - h) * (a + h) * -0.5f);
   V power = bit_cast<V>(within ? (e.n + 127) << 23 : I{});
-  power = power + power * e.expm1_r;
-  V inverse = 1.0f / (a + 3.0f), t = (a - 3.0f) * inverse, t2 = t * t;
-  // In pairs of terms: the chain of a Horner scheme would be longer than what the CPU can overlap.
-  V q0 = -0.509332359f * t + 0.729083657f, q2 = -4.72551212e-2f * t + 0.230019405f;
-  V q4 = 6.91923406e-3f * t - 1.04801124e-2f, q6 = -8.96690122e-4f * t + 1.07445009e-3f;
-  V t4 = t2 * t2, low = q2 * t2 + q0, high = (q6 - 2.62247981e-4f * t2) * t2 + q4;
-  return {(high * t4 + low) * inverse * power, power * 0.398942280f};
+  return normal_of(a, 1.0f / (a + 3.0f), power + power * e.expm1_r);
 }
 
 }  // namespace seqkern::SEQKERN_ISA

@@ -104,7 +104,7 @@ __global__ void clusters(Word32* out) {
 }
 
 __global__ void powers(Word32* out) {
-  for (int i = int(threadIdx.x); i < kWords; i += 32) out[i] = bit_cast<Word32>(exp2_approximate(float(i % 200 - 140)));
+  for (int i = int(threadIdx.x); i < kWords; i += 32) out[i] = bit_cast<Word32>(exp2_flushed(float(i % 200 - 140)));
 }
 
 // Products of a warpgroup over small integers, whose sums are exact, and the barriers beside them.
@@ -149,6 +149,25 @@ __global__ void groups(Word32* out) {
 #else
   (void)out;
 #endif
+}
+
+// Every block sends a word of 8 bytes to the next one, and one with flags through global memory.
+__global__ void words(Word32* out) {
+  SEQKERN_DYNAMIC_SHARED(shared);
+  auto bar = reinterpret_cast<std::uint64_t*>(shared), mail = bar + 1;
+  auto flagged = reinterpret_cast<FlaggedWord*>(out + 512);
+  int rank = cluster_rank(), next = (rank + 1) % cluster_size();
+  std::uint64_t word = std::uint64_t(noise(Word32(rank))) << 32 | Word32(rank);
+  if (threadIdx.x == 0) mbarrier_init(bar, 1);
+  sync_cluster();
+  if (threadIdx.x) return;
+  mbarrier_expect(bar, 8);
+  store_async(mail, word, bar, next);
+  mbarrier_wait(bar, 0);
+  out[rank * 4] = Word32(*mail), out[rank * 4 + 1] = Word32(*mail >> 32);
+  store_flagged(flagged + next, word, 7u);
+  while (!load_flagged(flagged + rank, word, 7u)) let_others_run();
+  out[rank * 4 + 2] = Word32(word), out[rank * 4 + 3] = Word32(word >> 32);
 }
 
 #if SEQKERN_HOSTCUDA
@@ -196,6 +215,7 @@ int main() {
     print("copies", copies);
     print("powers", powers);
     print("clusters", clusters, 4);
+    print("words", words, 4);
     print("groups bf16", groups<bf16>, 1, 128);
     print("groups f16", groups<f16>, 1, 128);
   } catch (const std::exception& error) {

@@ -9,12 +9,13 @@ void use_arrays(const std::string& library);
 }
 namespace {
 
-void configure(const std::string& order, bool deferred, std::uint64_t seed, int max_shared, int max_cluster) {
+void configure(const std::string& order, bool deferred, std::uint64_t seed, int max_shared, int max_cluster,
+               int max_together) {
   using hostcuda::Order;
   hostcuda::config = {order == "reverse"  ? Order::reverse
                       : order == "random" ? Order::random
                                           : Order::forward,
-                      seed, deferred, max_shared, max_cluster};
+                      seed, deferred, max_shared, max_cluster, max_together};
 }
 
 }  // namespace
@@ -26,5 +27,6 @@ PYBIND11_MODULE(_hostcuda, m) {
   namespace py = pybind11;
   m.def("use_arrays", seqkern::device::use_arrays);
   m.def("configure", seqkern::configure, py::kw_only(), py::arg("order") = "forward", py::arg("deferred") = false,
-        py::arg("seed") = 1, py::arg("max_shared") = 227 * 1024, py::arg("max_cluster") = 8);
+        py::arg("seed") = 1, py::arg("max_shared") = 227 * 1024, py::arg("max_cluster") = 8,
+        py::arg("max_together") = 0);
 }

@@ -36,7 +36,8 @@ std::vector<int> ready;  // a ring of kMaxThreads
 std::size_t head = 0, count = 0;
 Context main_context;
 Fiber* current = nullptr;
-int alive = 0, cluster = 1;
+int alive = 0, cluster = 1;  // cluster: the blocks that run together
+bool strangers = false;      // and know nothing of each other
 std::size_t shared_bytes = 0;
 std::uint64_t random_state = 1, polls = 0, runs = 0;
 Body body;
@@ -279,7 +280,7 @@ void check_aligned(const void* p, std::size_t bytes, const char* what) {
   if (reinterpret_cast<std::uintptr_t>(p) % bytes) fail("%s: address is not aligned to %zu bytes", what, bytes);
 }
 
-void launch(dim3 grid, dim3 block, int cluster_blocks, std::size_t shared, Body run, void* context) {
+void launch(dim3 grid, dim3 block, int cluster_blocks, bool together, std::size_t shared, Body run, void* context) {
   std::lock_guard<std::mutex> lock(launching);
   int threads = int(block.x * block.y * block.z);
   if (threads < 1 || threads > 1024 || !grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535)
@@ -287,8 +288,12 @@ void launch(dim3 grid, dim3 block, int cluster_blocks, std::size_t shared, Body 
   if (shared > std::size_t(config.max_shared)) fail("invalid launch: %zu bytes of shared memory", shared);
   if (cluster_blocks < 1 || cluster_blocks > config.max_cluster || grid.x % unsigned(cluster_blocks))
     fail("invalid launch: clusters of %d blocks in a grid of %u", cluster_blocks, grid.x);
+  if (together && (cluster_blocks > 1 || int(grid.x * grid.y * grid.z) > config.max_together))
+    fail("invalid launch: %u blocks at the same time", grid.x * grid.y * grid.z);
+  if ((together ? int(grid.x * grid.y * grid.z) : cluster_blocks) * threads > kMaxThreads)
+    fail("more than %d threads at the same time", kMaxThreads);
   gridDim = grid, blockDim = block, body = run, body_context = context;
-  cluster = cluster_blocks, shared_bytes = shared;
+  cluster = together ? int(grid.x * grid.y * grid.z) : cluster_blocks, shared_bytes = shared, strangers = together;
   random_state = config.seed * 0x9E3779B97F4A7C15ull | 1;
   failure.clear();
   std::size_t all = std::size_t(cluster * threads);
@@ -333,13 +338,13 @@ void* static_shared(const void* key, std::size_t bytes) {
 
 int lane() { return current->lane; }
 std::uint64_t this_run() { return runs; }
-unsigned cluster_rank() { return unsigned(current->block); }
-unsigned cluster_size() { return unsigned(cluster); }
+unsigned cluster_rank() { return strangers ? 0 : unsigned(current->block); }
+unsigned cluster_size() { return strangers ? 1 : unsigned(cluster); }
 
 void* peer(const void* p, unsigned rank) {
   auto offset = static_cast<const unsigned char*>(p) - blocks[std::size_t(current->block)].dynamic;
   if (offset < 0 || std::size_t(offset) > shared_bytes) fail("mapa: not an address in this block's shared memory");
-  if (rank >= unsigned(cluster)) fail("mapa: rank %u in a cluster of %d", rank, cluster);
+  if (rank >= cluster_size()) fail("mapa: rank %u in a cluster of %d", rank, cluster);
   if (blocks[rank].alive == 0) fail("distributed shared memory of a block that has exited");
   return blocks[rank].dynamic + offset;
 }
@@ -350,7 +355,10 @@ void barrier(int id, int threads, bool wait, const char* what) {
   meet(b.barriers[id], threads, b.alive, wait, what);
 }
 
-void cluster_barrier() { meet(cluster_meeting, 0, alive, true, "cluster barrier"); }
+void cluster_barrier() {
+  if (strangers) barrier(0, 0, true, "cluster barrier");
+  else meet(cluster_meeting, 0, alive, true, "cluster barrier");
+}
 
 void collective(std::uint32_t mask, const char* what, void* in, void* out, Combine combine) {
   Fiber* f = current;
@@ -429,6 +437,16 @@ void mbarrier_arrive(std::uint64_t* bar, int expected_bytes) {
   b.bytes += expected_bytes;
   b.pending -= 1;
   flip_if_complete(b);
+}
+void publish_to_all(void* word) {
+  publish(word);
+  polls = 0;
+}
+void observe_all(const void* word) { observe(const_cast<void*>(word)); }
+void let_others_run() {
+  if (++polls > 64 + 16 * std::uint64_t(alive)) fail_with_report("livelock: every thread polls");
+  make_ready_last(index_of(current));
+  block_here("poll");
 }
 bool mbarrier_done(std::uint64_t* bar, int parity) {
   auto done = [&] {

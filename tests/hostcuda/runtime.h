@@ -39,7 +39,7 @@ struct Config {
   Order order = Order::forward;
   std::uint64_t seed = 1;
   bool deferred = false;                         // asynchronous copies land at the wait, not at the issue
-  int max_shared = 227 * 1024, max_cluster = 8;  // the device pretended
+  int max_shared = 227 * 1024, max_cluster = 8, max_together = 0;  // the device pretended; blocks at the same time
 };
 extern Config config;
 
@@ -47,9 +47,9 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// body(context) once per thread of every block.
+// body(context) once per thread of every block. together: all blocks run at the same time, none in a cluster.
 using Body = void (*)(void* context);
-void launch(dim3 grid, dim3 block, int cluster, std::size_t shared_bytes, Body body, void* context);
+void launch(dim3 grid, dim3 block, int cluster, bool together, std::size_t shared_bytes, Body body, void* context);
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void check_aligned(const void* p, std::size_t bytes, const char* what);
@@ -70,6 +70,11 @@ void cluster_barrier();
 #define HOSTCUDA_FOR_ALL __attribute__((no_sanitize("thread")))
 using Combine = void (*)(std::uint32_t mask, void* const* in, void* const* out);
 void collective(std::uint32_t mask, const char* what, void* in, void* out, Combine combine);
+
+// Words with flags in global memory: what the reader of one may know, and a turn for those it waits for.
+void publish_to_all(void* word);
+void observe_all(const void* word);
+void let_others_run();
 
 // Tells of a read that `combine` does for this lane.
 void read_shared(const void* p, std::size_t bytes);

@@ -8,7 +8,8 @@ u is the unit roundoff of the arithmetic, u_out that of bfloat16 results, gamma_
   for that product, as tensor cores want it, another u_out·Σ P|v|.
 - dP = Σ dout v: gamma_Dv·Σ|dout||v|; D = Σ dout·out: gamma_Dv·Σ|dout||out| + Σ|dout| e_out.
 - ds = P (dP - D): e_p (|dP| + |D|) + P (e_dP + e_D) + 4u·P (|dP| + |D|).
-- dq = scale Σ ds k: scale (Σ e_ds |k| + gamma_Lk·Σ|ds||k|), dk and dv likewise.
+- dq = scale Σ ds k: scale (Σ e_ds |k| + gamma_Lk·Σ|ds||k|), dk and dv likewise. Where P and ds are rounded to the
+  storage type for these products, as tensor cores want them, another u_out of the sums of magnitudes.
 
 A lower precision adds split·Σ|a||b| to the two products of the forward pass.
 
@@ -61,12 +62,12 @@ def attention_bounds(
     ds = prob * both + probs * (gamma(width, unit) * dp + e_total) + 4 * unit * probs * both
     size_ds = probs * both
     down = probs.swapaxes(-1, -2), prob.swapaxes(-1, -2)
-    long = gamma(probs.shape[-1], unit)
+    long = gamma(probs.shape[-1], unit) + rounding
 
     def grouped(x: Array) -> Array:
         return x.reshape(x.shape[0], arrays[1].shape[1], groups, *x.shape[2:]).sum(2)
 
-    tall = gamma(rows * groups + 4, unit)
+    tall = gamma(rows * groups + 4, unit) + rounding
     bounds = {
         "out": e_out,
         "lse": worst[..., 0] + gamma(probs.shape[-1] + 16, unit) + 8 * unit * (size + bias).max(-1, initial=1.0),

@@ -12,18 +12,28 @@ import numpy as np
 
 
 class Kernels:
+    __name__ = "_cuda"
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import cupy
         from seqkern import _gpu
 
         kernel = getattr(_gpu.extension(), name)
 
-        def there(value: Any) -> Any:
-            return cupy.asarray(value) if isinstance(value, np.ndarray) else value
+        def call(*args: Any) -> Any:
+            there = [cupy.asarray(value) if isinstance(value, np.ndarray) else value for value in args]
 
-        def back(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(back, value))
-            return value.get() if isinstance(value, cupy.ndarray) else value
+            def back(value: Any) -> Any:
+                if isinstance(value, tuple):
+                    return tuple(map(back, value))
+                if not isinstance(value, cupy.ndarray):
+                    return value
+                for given, copy in zip(args, there, strict=True):
+                    if copy is value:  # it was given to be written to
+                        given[...] = value.get()
+                        return given
+                return value.get()
 
-        return lambda *args: back(kernel(*map(there, args)))
+            return back(kernel(*there))
+
+        return call

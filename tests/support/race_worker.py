@@ -23,8 +23,7 @@ def attention(dtype: np.dtype, queries: int) -> None:
     shapes = ((1, 2, queries, 72), (1, 1, 150, 72), (1, 1, 150, 72))
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
     out, saved = seqkern.scaled_dot_product_attention_forward(*arrays, enable_gqa=True, causal="bottom_right")
-    if dtype == np.float32:
-        seqkern.scaled_dot_product_attention_backward(out, saved)
+    seqkern.scaled_dot_product_attention_backward(out, saved)
 
 
 def main(path: Path) -> None:
@@ -33,7 +32,8 @@ def main(path: Path) -> None:
     for order in ("forward", "random"):
         module.configure(order=order, max_cluster=4)
         for case in (Recurrent("rnn", N=9, H=33), Recurrent("rnn", H=33, I=20, lengths="ragged")):
-            run(seqkern, case, make_arrays(case, FLOAT32), make_gradients(case, FLOAT32))
+            for dtypes in (FLOAT32, BFLOAT16):
+                run(seqkern, case, make_arrays(case, dtypes), make_gradients(case, dtypes))
         x = np.random.default_rng(0).standard_normal((3, 1500)).astype(np.float32)
         y, saved = seqkern.softmax_forward(x)
         seqkern.softmax_backward(y, saved)

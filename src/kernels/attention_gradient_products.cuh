@@ -1,0 +1,160 @@
+// The products of attention backward on tensor cores: a warp's, sixteen rows of what a block owns, or a warpgroup's.
+#pragma once
+#include "attention_gradient.cuh"
+
+namespace seqkern::cuda {
+
+// Products of a warp, of which each takes its sixteen rows on alone.
+template <class T, int kWidth>
+struct WarpProducts {
+  static constexpr int kUnit = 16;                    // rows that go together
+  static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
+  static constexpr bool kHopper = false;
+  static constexpr int kStages = 2;
+  using Sums = float[kWidth / 8][4];
+
+  SEQKERN_INLINE static void fence() {}
+  SEQKERN_INLINE static void finish(Sums&) {}
+
+  // Columns are rows of `walked` from 8 `from` on.
+  template <int kTiles>
+  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked, int from,
+                                           Tile<kTiles>& sums) {
+    int lane = lane_id();
+    SEQKERN_UNROLL
+    for (int d = 0; d < kWidth / 16; ++d) {
+      std::uint32_t a[4], b[4];
+      load_matrices(a, own.piece(warp_id() * 16 + lane % 16, 2 * d + lane / 16));
+      SEQKERN_UNROLL
+      for (int n = 0; n < kTiles; n += 2) {
+        load_matrices(b, walked.piece((from + n) * 8 + lane % 8 + lane / 16 * 8, 2 * d + lane / 8 % 2));
+        multiply<T>(sums[n], a, {b[0], b[1]});
+        multiply<T>(sums[n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+  template <int kTiles>
+  SEQKERN_INLINE static void accumulate(const Tile<kTiles>& tile, const Walked<T, kWidth>& walked, int from,
+                                        Sums& sums) {
+    int lane = lane_id();
+    SEQKERN_UNROLL
+    for (int j = 0; j < kTiles; j += 2) {
+      std::uint32_t a[4];
+      pack_pair<T>(a, tile[j], tile[j + 1]);
+      SEQKERN_UNROLL
+      for (int n = 0; n < kWidth / 8; n += 2) {
+        std::uint32_t b[4];
+        load_matrices<true>(b, walked.piece((from + j) * 8 + lane % 16, n + lane / 16));
+        multiply<T>(sums[n], a, {b[0], b[1]});
+        multiply<T>(sums[n + 1], a, {b[2], b[3]});
+      }
+    }
+  }
+
+  // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp; meanwhile() is
+  // for the next tile's sake.
+  template <class Meanwhile, class Powers, class Slopes>
+  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
+                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
+                                 Sums& dk, Sums& dv) {
+    meanwhile();
+    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
+      Tile<kAtOnce> s = {}, dp = {};
+      multiply_rows(k, q, from, s);
+      multiply_rows(v, dout, from, dp);
+      powers(s, from);
+      slopes(s, dp, from);
+      accumulate(s, dout, from, dv);
+      accumulate(dp, q, from, dk);
+    }
+  }
+  template <class Meanwhile, class Powers, class Slopes>
+  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
+                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes,
+                                Sums& sums) {
+    meanwhile();
+    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
+      Tile<kAtOnce> s = {}, dp = {};
+      multiply_rows(q, k, from, s);
+      multiply_rows(dout, v, from, dp);
+      powers(s, from);
+      slopes(s, dp, from);
+      accumulate(dp, k, from, sums);
+    }
+  }
+};
+
+// Products of a warpgroup (compute capability 9.0a), which run in the background.
+template <class T, int kWidth>
+struct GroupProducts {
+  static constexpr int kUnit = 64, kAll = kWalkRows / 8;
+  static constexpr bool kHopper = true;
+  static constexpr int kStages = 3;  // the last product of a tile may still run when the next but one is fetched
+  using Sums = float[kWidth / 8][4];
+  using Weights = std::uint32_t[kAll / 2][4];
+
+  SEQKERN_INLINE static void fence() { fence_products(); }
+  // Before the sums are read, and in a tile that adds nothing to them.
+  SEQKERN_INLINE static void finish(Sums& sums) { group_wait<0>(flat(sums)); }
+  template <int kTiles>
+  SEQKERN_INLINE static auto flat(Tile<kTiles>& tile) -> float (&)[kTiles * 4] {
+    return reinterpret_cast<float(&)[kTiles * 4]>(tile);
+  }
+
+  SEQKERN_INLINE static void multiply_rows(const Own<T, kWidth>& own, const Walked<T, kWidth>& walked,
+                                           Tile<kAll>& sums) {
+    SEQKERN_UNROLL
+    for (int k = 0; k < kWidth / 16; ++k)
+      multiply_group<T, kWalkRows>(flat(sums), own.columns(k, warp_id() / 4 * 64), walked.columns(k), k > 0);
+    group_commit();
+  }
+  SEQKERN_INLINE static void pack_all(Weights& weights, const Tile<kAll>& tile) {
+    SEQKERN_UNROLL
+    for (int j = 0; j < kAll; j += 2) pack_pair<T>(weights[j / 2], tile[j], tile[j + 1]);
+  }
+  SEQKERN_INLINE static void accumulate(const Weights& weights, const Walked<T, kWidth>& walked, Sums& sums) {
+    group_fence();
+    SEQKERN_UNROLL
+    for (int j = 0; j < kAll / 2; ++j) multiply_group<T, kWidth>(flat(sums), weights[j], walked.rows(j));
+    group_commit();
+  }
+
+  template <class Meanwhile, class Powers, class Slopes>
+  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
+                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
+                                 Sums& dk, Sums& dv) {
+    Tile<kAll> s = {}, dp = {};
+    Weights p, ds;
+    group_fence();
+    multiply_rows(k, q, s);
+    multiply_rows(v, dout, dp);
+    meanwhile();
+    group_wait<1>(flat(s));
+    powers(s, 0);
+    pack_all(p, s);
+    accumulate(p, dout, dv);
+    group_wait<1>(flat(dp));
+    slopes(s, dp, 0);
+    pack_all(ds, dp);
+    accumulate(ds, q, dk);
+  }
+  template <class Meanwhile, class Powers, class Slopes>
+  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
+                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes,
+                                Sums& sums) {
+    Tile<kAll> s = {}, dp = {};
+    Weights ds;
+    group_fence();
+    multiply_rows(q, k, s);
+    multiply_rows(dout, v, dp);
+    meanwhile();
+    group_wait<1>(flat(s));
+    powers(s, 0);
+    group_wait<0>(flat(dp));
+    slopes(s, dp, 0);
+    pack_all(ds, dp);
+    accumulate(ds, k, sums);
+  }
+};
+
+}  // namespace seqkern::cuda
