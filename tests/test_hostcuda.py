@@ -109,10 +109,11 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
             out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
+            soft = seqkern.scaled_dot_product_attention(query, key, value, softcap=30.0)  # a warpgroup has none
             gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
             few = query[:, :, :2], key, value
             few = seqkern.scaled_dot_product_attention(*few, causal="bottom_right", window=(99, 0))
-        yield out, few, *gradients
+        yield out, soft, few, *gradients
     query, key, value = (rng.standard_normal((1, 1, n, 64), np.float32).astype(BFLOAT16.x) for n in (70, 640, 640))
     with monkeypatch.context() as patch:
         build.stand_below_ops(module, patch.setattr)
@@ -224,6 +225,10 @@ DEFECTS = [
            BACKWARD),
     Defect("gradients: a warpgroup waits too little", GRADIENT,
            "group_wait<1>(flat(dp))", "group_wait<2>(flat(dp))", BACKWARD),
+    Defect("gradients: kept matrices in the wrong order", GRADIENT, "lane / 8 % 2 * 2 + lane / 16;", "lane / 8;",
+           BACKWARD),
+    Defect("gradients: a kept stage overwritten too early", GRADIENT, "fetch((stage + 2) % kStages)",
+           "fetch((stage + 3) % kStages)", BACKWARD),
     Defect("gradients: sheets of an operand too close", PIECES, "kRows * 128", "kRows * 64", BACKWARD),
     Defect("gradients: dynamic shared overrun", PIECES, "kStages * (2 * k", "kStages * (1 * k", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",

@@ -52,11 +52,11 @@ struct WarpProducts {
   }
 
   // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp; meanwhile() is
-  // for the next tile's sake.
-  template <class Meanwhile, class Powers, class Slopes>
+  // for the next tile's sake. A warpgroup shows keep() dS as left factors.
+  template <class Meanwhile, class Powers, class Slopes, class Keep>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
                                  const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
-                                 Sums& dk, Sums& dv) {
+                                 Keep, Sums& dk, Sums& dv) {
     meanwhile();
     for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
       Tile<kAtOnce> s = {}, dp = {};
@@ -119,10 +119,10 @@ struct GroupProducts {
     group_commit();
   }
 
-  template <class Meanwhile, class Powers, class Slopes>
+  template <class Meanwhile, class Powers, class Slopes, class Keep>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
                                  const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
-                                 Sums& dk, Sums& dv) {
+                                 Keep keep, Sums& dk, Sums& dv) {
     Tile<kAll> s = {}, dp = {};
     Weights p, ds;
     group_fence();
@@ -137,6 +137,7 @@ struct GroupProducts {
     slopes(s, dp, 0);
     pack_all(ds, dp);
     accumulate(ds, q, dk);
+    keep(ds);
   }
   template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,

@@ -34,7 +34,7 @@ struct Piecewise {
   }
 };
 
-template <class T, int kWidth>
+template <class T, int kWidth, Between kBetween>
 struct MmaWalk {
   static constexpr int kColumnTiles = kWidth / 8, kKeyTiles = kMmaKeys / 8;
   const AttentionForward& p;
@@ -61,38 +61,58 @@ struct MmaWalk {
     }
   }
 
-  // Products into powers relative to the largest so far.
-  SEQKERN_INLINE void softmax(index_t key, float (&s)[kKeyTiles][4]) {
+  // Products into scores. `bias`: the mask's tile.
+  SEQKERN_INLINE void score_all(int key, const Piecewise<T, kMmaKeys>& bias, float (&s)[kKeyTiles][4]) const {
+    if constexpr (kBetween == Between::anything) {
+      for_lane_keys(key, [&](int j, int n, int c) {
+        float capped;
+        s[n][c] = score(s[n][c], row(c / 2), j, capped);
+      });
+      return;
+    }
+    float factor = float(p.scale) * kLogBase<float>;
+    std::uint32_t pairs[4];
+    for_lane_keys(key, [&](int, int n, int c) {
+      if (kBetween == Between::bias && n % 2 == 0 && c == 0)
+        load_matrices(pairs, bias.piece(warp_id() * 16 + lane_id() % 16, n + lane_id() / 16));
+      T both{std::uint16_t(kBetween == Between::bias ? pairs[n % 2 * 2 + c / 2] >> c % 2 * 16 : 0)};
+      s[n][c] = kBetween == Between::bias ? s[n][c] * factor + load(&both) * kLogBase<float> : s[n][c] * factor;
+    });
+    int low[2], high[2];
+    for (int half = 0; half < 2; ++half) low[half] = int(row(half).low), high[half] = int(row(half).high);
+    bool whole = low[0] <= key && low[1] <= key && key + kMmaKeys <= high[0] && key + kMmaKeys <= high[1];
+    if (ballot(whole) == kAllLanes) return;
+    for_lane_keys(key, [&](int j, int n, int c) {
+      s[n][c] = low[c / 2] <= j && j < high[c / 2] ? s[n][c] : -infinity<float>();
+    });
+  }
+  // Scores into powers relative to the largest so far.
+  SEQKERN_INLINE void softmax(int key, float (&s)[kKeyTiles][4]) {
+    float top[2] = {-infinity<float>(), -infinity<float>()}, factor[2], base[2], sum[2] = {};
+    for_lane_keys(key, [&](int, int n, int c) { top[c / 2] = larger(s[n][c], top[c / 2]); });
     SEQKERN_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const QueryRow<float>& r = row(half);
-      bool plain = !p.mask && !p.slopes && p.softcap == 0 && r.low <= key && key + kMmaKeys <= r.high;
-      float top = -infinity<float>();
-      for_lane_keys(key, [&](index_t j, int n, int i) {
-        float& v = s[n][half * 2 + i];
-        float capped;
-        v = plain ? v * (float(p.scale) * kLogBase<float>) : score(v, r, j, capped);
-        top = Max{}(v, top);
-      });
-      for (int with = 1; with < 4; with *= 2) top = Max{}(top, shuffle_xor(top, with));
-      float factor = state[half].raise(top), base = state[half].base(), sum = 0;
-      for_lane_keys(key, [&](index_t j, int n, int i) {
-        float& v = s[n][half * 2 + i];
-        v = power(v - base);
-        sum += v;
-        if (p.dropout > 0) v *= score.kept(r, j);
-      });
-      state[half].sum += sum;
-      SEQKERN_UNROLL
-      for (int n = 0; n < kColumnTiles; ++n) out[n][half * 2] *= factor, out[n][half * 2 + 1] *= factor;
+      for (int with = 1; with < 4; with *= 2) top[half] = larger(top[half], shuffle_xor(top[half], with));
+      factor[half] = state[half].raise(top[half]), base[half] = state[half].base();
     }
+    for_lane_keys(key, [&](int j, int n, int c) {
+      float& v = s[n][c];
+      v = exp2_flushed(v - base[c / 2]);
+      sum[c / 2] += v;
+      if (kBetween == Between::anything && p.dropout > 0) v *= score.kept(row(c / 2), j);
+    });
+    SEQKERN_UNROLL
+    for (int half = 0; half < 2; ++half) state[half].sum += sum[half];
+    SEQKERN_UNROLL
+    for (int n = 0; n < kColumnTiles; ++n) SEQKERN_UNROLL
+    for (int c = 0; c < 4; ++c) out[n][c] *= factor[c / 2];
   }
-  // f(key, key tile, which of two) for the keys of this lane.
+  // f(key, key tile, which of its four) for the scores of this lane.
   template <class F>
-  SEQKERN_INLINE void for_lane_keys(index_t key, F f) const {
+  SEQKERN_INLINE void for_lane_keys(int key, F f) const {
     SEQKERN_UNROLL
     for (int n = 0; n < kKeyTiles; ++n) SEQKERN_UNROLL
-    for (int i = 0; i < 2; ++i) f(key + n * 8 + lane_id() % 4 * 2 + i, n, i);
+    for (int c = 0; c < 4; ++c) f(key + n * 8 + lane_id() % 4 * 2 + c % 2, n, c);
   }
 
   SEQKERN_INLINE void add_values(const float (&s)[kKeyTiles][4]) {
@@ -138,7 +158,23 @@ struct MmaWalk {
   }
 };
 
-template <class T, int kWidth>
+// Columns of the mask from `key` on, row by row.
+template <class T>
+struct MaskRows {
+  const QueryRow<float>* rows;
+  const T* base;
+  index_t key;
+
+  SEQKERN_INLINE const T* operator()(int r) const {
+    return rows[r].live() ? static_cast<const T*>(rows[r].mask) + key : nullptr;
+  }
+};
+
+template <class T, int kWidth, Between kBetween>
+inline constexpr std::size_t kMmaShared =
+    (3 * 64 * kWidth + (kBetween == Between::bias ? 2 * kMmaRows * kMmaKeys : 0)) * sizeof(T);
+
+template <class T, int kWidth, Between kBetween>
 __global__ void __launch_bounds__(32 * kMmaWarps, 2)
     attention_mma_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
                          unsigned char* spoiled) {
@@ -152,17 +188,24 @@ __global__ void __launch_bounds__(32 * kMmaWarps, 2)
   Interval seen = keys_seen(&rows[0], kMmaRows);
   T* memory = reinterpret_cast<T*>(shared);
   constexpr int kTileSize = 64 * kWidth;
-  MmaWalk<T, kWidth> walk{
+  MmaWalk<T, kWidth, kBetween> walk{
       p, score, &rows[warp_id() * 16 + lane_id() / 4], {memory}, {memory + kTileSize}, {memory + 2 * kTileSize}};
   for (int half = 0; half < 2; ++half) {
     walk.state[half].start(p, walk.row(half));
     if (lane_id() % 4) walk.state[half].sum = 0;  // four lanes share a row, one of them its sink
   }
-  auto keys = [&](index_t key) { return KeyRows<T>(p.k, p.k_strides, p, b, kv_head, key); };
+  auto bias = [&](index_t key) {
+    return Piecewise<T, kMmaKeys>{memory + 3 * kTileSize + key / kMmaKeys % 2 * kMmaRows * kMmaKeys};
+  };
+  auto fetch = [&](index_t key) {
+    walk.k.fetch(KeyRows<T>(p.k, p.k_strides, p, b, kv_head, key), p.head_dim);
+    if constexpr (kBetween == Between::bias)
+      bias(key).fetch(MaskRows<T>{&rows[0], static_cast<const T*>(p.mask), key}, p.key_len - key);
+  };
   index_t key = seen.low / kMmaKeys * kMmaKeys;
   if (key < seen.high) {
     walk.q.fetch(QueryRows<T>{&rows[0], static_cast<const T*>(p.q), p.q_strides, p.cu_q}, p.head_dim);
-    walk.k.fetch(keys(key), p.head_dim);
+    fetch(key);
     copy_commit();
   }
   for (; key < seen.high; key += kMmaKeys) {
@@ -173,9 +216,10 @@ __global__ void __launch_bounds__(32 * kMmaWarps, 2)
     float s[kMmaKeys / 8][4] = {};
     walk.scores(s);
     sync_block();
-    if (key + kMmaKeys < seen.high) walk.k.fetch(keys(key + kMmaKeys), p.head_dim);
+    if (key + kMmaKeys < seen.high) fetch(key + kMmaKeys);
     copy_commit();
-    walk.softmax(key, s);
+    walk.score_all(int(key), bias(key), s);
+    walk.softmax(int(key), s);
     copy_wait<1>();  // V
     sync_block();
     walk.add_values(s);
@@ -202,14 +246,23 @@ inline index_t mma_warps(const AttentionForward& p) {
 }
 
 // False where the device has too little shared memory for it.
-template <class T, int kWidth>
-bool launch_mma(const AttentionForward& p, const Score<T>& score, unsigned char* spoiled, cudaStream_t stream) {
-  auto kernel = attention_mma_kernel<T, kWidth>;
-  Launch l{dim3(unsigned(mma_warps(p) / kMmaWarps)), dim3(32 * kMmaWarps), 3 * 64 * kWidth * sizeof(T)};
+template <class T, int kWidth, Between kBetween>
+bool launch_mma_of(const AttentionForward& p, const Score<T>& score, unsigned char* spoiled, cudaStream_t stream) {
+  auto kernel = attention_mma_kernel<T, kWidth, kBetween>;
+  Launch l{dim3(unsigned(mma_warps(p) / kMmaWarps)), dim3(32 * kMmaWarps), kMmaShared<T, kWidth, kBetween>};
   l.stream = stream;
   if (l.shared_bytes > std::size_t(limits(reinterpret_cast<const void*>(kernel)).max_shared)) return false;
   launch(l, kernel, p, score, spoiled);
   return true;
+}
+
+template <class T, int kWidth>
+bool launch_mma(const AttentionForward& p, const Score<T>& score, unsigned char* spoiled, cudaStream_t stream) {
+  switch (between(p)) {
+    case Between::interval: return launch_mma_of<T, kWidth, Between::interval>(p, score, spoiled, stream);
+    case Between::bias: return launch_mma_of<T, kWidth, Between::bias>(p, score, spoiled, stream);
+    default: return launch_mma_of<T, kWidth, Between::anything>(p, score, spoiled, stream);
+  }
 }
 
 }  // namespace seqkern::cuda

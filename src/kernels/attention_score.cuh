@@ -33,6 +33,22 @@ struct QueryRow {
 // What is masked may be NaN: whatever is looked at tile by tile can have such a position beside a live one.
 inline bool masks(const AttentionInputs& p) { return p.mask || p.causal || p.left >= 0 || p.right >= 0; }
 
+// What lies between q . k and P: the row's interval of keys alone; that and an additive mask, whose tiles travel to
+// shared memory with the others; or whatever Score knows.
+enum class Between { interval, bias, anything };
+
+// `far`: from row to row; 128 of them are within 32 bits.
+inline bool starts_rows_whole(const void* data, index_t steps, index_t far) {
+  return std::uintptr_t(data) % 16 == 0 && steps % 8 == 0 && -(1 << 23) < far && far < 1 << 23;
+}
+inline Between between(const AttentionInputs& p) {
+  if (p.slopes || p.softcap != 0 || p.dropout > 0) return Between::anything;
+  if (!p.mask) return Between::interval;
+  const index_t* s = p.mask_strides;
+  bool whole = !p.mask_is_bool && s[3] == 1 && starts_rows_whole(p.mask, s[0] | s[1] | s[2] | p.key_len, s[2]);
+  return whole ? Between::bias : Between::anything;
+}
+
 // Where row i of a head starts.
 template <class S>
 SEQKERN_INLINE S* row_of(S* base, const AttentionStrides& s, const index_t* cu, index_t b, index_t head, index_t i) {
