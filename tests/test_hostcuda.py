@@ -118,9 +118,10 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
     with monkeypatch.context() as patch:
         build.stand_below_ops(module, patch.setattr)
         out = seqkern.scaled_dot_product_attention(query, key, value)
+        few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value)
         capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
         gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
-    yield out, capped, *gradients
+    yield out, few, capped, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
