@@ -178,7 +178,7 @@ TILE, FLASH, MMA, DECODE, STREAM, FEED, WGMMA = (
     for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "stream.cuh", "feed.cuh", "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
-PIECES = "src/kernels/attention_gradient.cuh"
+PIECES, PRODUCTS = (f"src/kernels/attention_gradient{name}.cuh" for name in ("", "_products"))
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
     Defect("barrier missing before overwrite", GEMM, "    sync_block();\n  }\n  for", "  }\n  for"),
@@ -222,9 +222,9 @@ DEFECTS = [
     Defect("gradients: copy wait too lax", GRADIENT,
            "copy_wait<0>();\n    Products::fence();\n    sync_block();\n    int at",
            "copy_wait<1>();\n    Products::fence();\n    sync_block();\n    int at", BACKWARD),
-    Defect("gradients: weights not transposed", GRADIENT, "load_matrices<true>(b, walked", "load_matrices(b, walked",
+    Defect("gradients: weights not transposed", PRODUCTS, "load_matrices<true>(b, walked", "load_matrices(b, walked",
            BACKWARD),
-    Defect("gradients: a warpgroup waits too little", GRADIENT,
+    Defect("gradients: a warpgroup waits too little", PRODUCTS,
            "group_wait<1>(flat(dp))", "group_wait<2>(flat(dp))", BACKWARD),
     Defect("gradients: kept matrices in the wrong order", GRADIENT, "lane / 8 % 2 * 2 + lane / 16;", "lane / 8;",
            BACKWARD),

@@ -291,9 +291,8 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dq_kept_kernel(const _
 }
 
 // Tile (b, head, 128 rows, 64 keys) of dmask, summed over the sequences and heads it was broadcast to.
-template <class T, int kWidth, Between kBetween>
-__global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const __grid_constant__ Gradients<T> a) {
-  constexpr int kTiles = 4;  // at a time: two blocks share a multiprocessor
+template <class T, int kWidth, Between kBetween, class Products>
+SEQKERN_INLINE void gradients_of_mask(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   const index_t* step = p.dmask_strides;
@@ -325,12 +324,9 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
     for (int half = 0; half < 2; ++half)
       a.template describe<kBetween>(b, head, mine + half * 8, row[half], full[half]);
     copy_wait<0>();
+    Products::fence();
     sync_block();
-    SEQKERN_UNROLL
-    for (int part = 0; part < kWalkRows / 8; part += kTiles) {
-      Tile<kTiles> s = {}, dp = {};
-      WarpProducts<T, kWidth>::multiply_rows(q, k, part, s);
-      WarpProducts<T, kWidth>::multiply_rows(dout, v, part, dp);
+    Products::template both<4>(q, dout, k, v, [&]<int kTiles>(Tile<kTiles>& s, Tile<kTiles>& dp, int part) {
       auto bias_at = [&](int n) { return mask.piece(warp_id() * 16 + lane % 16, part + n + lane / 16); };
       a.template for_elements<kBetween, false, kTiles>(bias_at, [&](int n, int half, int e, float bias) {
         int c = half * 2 + e, j = from + (part + n) * 8 + e;
@@ -339,7 +335,7 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
         else x = a.template power_of<kBetween, false>(x, row[half], j, bias),
              ds += a.template slope_of<false>(x, dp[n][c], row[half]);
       });
-    }
+    });
   }
   auto out = static_cast<float*>(p.dmask) + b0 * step[0] + head0 * step[1];
   SEQKERN_UNROLL
@@ -348,6 +344,11 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
     int i = mine + c / 2 * 8, j = from + n * 8 + c % 2;
     if (i < p.query_len && j < p.key_len) out[i * p.key_len + j] = sums[n][c];
   }
+}
+
+template <class T, int kWidth, Between kBetween, class Products>
+__global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const __grid_constant__ Gradients<T> a) {
+  if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_mask<T, kWidth, kBetween, Products>(a);
 }
 
 // Until it is known what is fastest where, SEQKERN_ATTENTION_BACKWARD chooses: "warps", "groups" computing dS again for
@@ -447,7 +448,11 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
       index_t blocks = ceil_div(p.query_len, kOwnRows) * ceil_div(p.key_len, kWalkRows);
       blocks *= (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1);
       std::size_t bytes = (2 * Own<T, kWidth>::kSize + 2 * Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T);
-      given.mask = launch_over(dmask_mma_kernel<T, kWidth, kBetween>, blocks, bytes, a, stream);
+      auto groups = dmask_mma_kernel<T, kWidth, kBetween, GroupProducts<T, kWidth>>;
+      bool hopper = kBetween == Between::bias && !uses("warps") &&
+                    limits(reinterpret_cast<const void*>(groups)).has_body;
+      given.mask = launch_over(hopper ? groups : dmask_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, blocks,
+                               bytes, a, stream);
     }
   return given;
 }

@@ -51,6 +51,18 @@ struct WarpProducts {
     }
   }
 
+  // use(s, dp, from) for both products, kTiles of eight rows walked at a time.
+  template <int kTiles = kAtOnce, class Use>
+  SEQKERN_INLINE static void both(const Own<T, kWidth>& a, const Own<T, kWidth>& b, const Walked<T, kWidth>& c,
+                                  const Walked<T, kWidth>& d, Use use) {
+    SEQKERN_UNROLL
+    for (int from = 0; from < kWalkRows / 8; from += kTiles) {
+      Tile<kTiles> s = {}, dp = {};
+      multiply_rows(a, c, from, s);
+      multiply_rows(b, d, from, dp);
+      use(s, dp, from);
+    }
+  }
   // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp; meanwhile() is
   // for the next tile's sake. A warpgroup shows keep() dS as left factors.
   template <class Meanwhile, class Powers, class Slopes, class Keep>
@@ -58,29 +70,23 @@ struct WarpProducts {
                                  const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
                                  Keep, Sums& dk, Sums& dv) {
     meanwhile();
-    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
-      Tile<kAtOnce> s = {}, dp = {};
-      multiply_rows(k, q, from, s);
-      multiply_rows(v, dout, from, dp);
+    both(k, v, q, dout, [&](Tile<kAtOnce>& s, Tile<kAtOnce>& dp, int from) {
       powers(s, from);
       slopes(s, dp, from);
       accumulate(s, dout, from, dv);
       accumulate(dp, q, from, dk);
-    }
+    });
   }
   template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
                                 const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes,
                                 Sums& sums) {
     meanwhile();
-    for (int from = 0; from < kWalkRows / 8; from += kAtOnce) {
-      Tile<kAtOnce> s = {}, dp = {};
-      multiply_rows(q, k, from, s);
-      multiply_rows(dout, v, from, dp);
+    both(q, dout, k, v, [&](Tile<kAtOnce>& s, Tile<kAtOnce>& dp, int from) {
       powers(s, from);
       slopes(s, dp, from);
       accumulate(dp, k, from, sums);
-    }
+    });
   }
 };
 
@@ -119,6 +125,17 @@ struct GroupProducts {
     group_commit();
   }
 
+  template <int, class Use>
+  SEQKERN_INLINE static void both(const Own<T, kWidth>& a, const Own<T, kWidth>& b, const Walked<T, kWidth>& c,
+                                  const Walked<T, kWidth>& d, Use use) {
+    Tile<kAll> s = {}, dp = {};
+    group_fence();
+    multiply_rows(a, c, s);
+    multiply_rows(b, d, dp);
+    group_wait<0>(flat(s));
+    group_wait<0>(flat(dp));
+    use(s, dp, 0);
+  }
   template <class Meanwhile, class Powers, class Slopes, class Keep>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
                                  const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
