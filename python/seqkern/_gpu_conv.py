@@ -26,35 +26,34 @@ class Windows(NamedTuple):
     @property
     def padded(self) -> tuple[int, int]:
         """The plane with all that windows reach beyond it."""
-        high, wide = (
-            max(b + n, (o - 1) * s + d * (k - 1) + 1)
-            for n, o, k, s, b, d in zip(*self, strict=True)  # fmt: skip
-        )
+        high, wide = (max(b + n, (o - 1) * s + d * (k - 1) + 1) for n, o, k, s, b, d in zip(*self, strict=True))
         return high, wide
 
     @property
-    def inside(self) -> tuple[slice, slice]:
+    def inside(self) -> tuple[Any, ...]:
         """The plane within the padded one."""
         top, left = self.before
-        return slice(top, top + self.size[0]), slice(left, left + self.size[1])
+        return ..., slice(top, top + self.size[0]), slice(left, left + self.size[1])
 
-    def taps(self) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-        """Of each place of the kernel, in order: how far down and right it is, and what it reads, in the padded plane."""
+    def taps(self) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+        """Of each place of the kernel in turn: how far down and right it is, what it reads of the padded plane."""
         for i, j in product(*map(range, self.kernel)):
             down, right = i * self.dilation[0], j * self.dilation[1]
             rows, columns = (
                 slice(at, at + (o - 1) * s + 1, s)
                 for at, o, s in zip((down, right), self.out, self.stride, strict=True)
             )
-            yield down, right, (rows, columns)
+            yield down, right, (..., rows, columns)
 
 
 def pad(x: Array, windows: Windows, value: float) -> Array:
     """x `[N, C, H, W]` with `value` round its planes; x itself where nothing is needed."""
     if windows.padded == windows.size:
         return x
-    padded = sys.modules["cupy"].full((*x.shape[:2], *windows.padded), value, x.dtype)
-    padded[(..., *windows.inside)] = x
+    padded = sys.modules["cupy"].zeros((*x.shape[:2], *windows.padded), x.dtype)
+    if value:
+        padded.fill(value)
+    padded[windows.inside] = x
     return padded
 
 
@@ -132,13 +131,13 @@ def _checked(
             f"{op}: weight's first dimension must be a multiple of groups = {groups}, got {out_channels}"
         )
     if min(kernel) < 1:
-        raise ValueError(f"{op}: weight must have a kernel of at least 1, got {([1] + kernel)[-2:]}")
+        raise ValueError(f"{op}: weight must have a kernel of at least 1, got {[1, *kernel][-2:]}")
     zeros = [b + a for b, a in zip(before, after, strict=True)]
-    out = [out_size(op, *sizes) for sizes in zip(x.shape[2:], kernel, stride, zeros, dilation, strict=True)]
+    out = list(map(out_size, [op] * dims, x.shape[2:], kernel, stride, zeros, dilation))
     line = [1] * (2 - dims)  # one dimension is a plane of height 1
 
     def pair(sizes: Any, first: list[int] = line) -> tuple[int, int]:
-        high, wide = (*first, *sizes)
+        high, wide = first + list(sizes)
         return high, wide
 
     windows = Windows(
@@ -171,9 +170,9 @@ def _scattered(columns: Array, windows: Windows, channels: int) -> Array:
     parts = columns.reshape(channels, windows.kernel[0] * windows.kernel[1], -1, *windows.out)
     padded = sys.modules["cupy"].zeros((channels, parts.shape[2], *windows.padded), columns.dtype)
     for tap, (_, _, reads) in enumerate(windows.taps()):
-        read = padded[(..., *reads)]
+        read = padded[reads]
         read += parts[:, tap]
-    return padded[(..., *windows.inside)].swapaxes(0, 1)
+    return padded[windows.inside].swapaxes(0, 1)
 
 
 def _products(a: Array, b: Array) -> Array:

@@ -80,5 +80,7 @@ def _rows(op: str, name: str, x: Array, weight: Array, activation: str | None) -
     if weight.ndim != 2:
         raise ValueError(f"{op}: {name} must be [out_features, in_features], got shape {list(weight.shape)}")
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"{op}: x must be [..., in_features] with in_features = {weight.shape[1]}, got {list(x.shape)}")
+        raise ValueError(
+            f"{op}: x must be [..., in_features] with in_features = {weight.shape[1]}, got {list(x.shape)}"
+        )
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -36,7 +36,7 @@ def max_pool2d_forward(
     first = (cupy.maximum(-(start // d), 0) * d for start, d in zip((top, left), dilation, strict=True))
     indices = cupy.broadcast_to(place(*first), best.shape) if with_indices else None
     for down, right, reads in windows.taps():
-        value = padded[(..., *reads)]
+        value = padded[reads]
         better = (value > best) | (value != value)
         best = cupy.where(better, value, best)
         if with_indices:
