@@ -127,18 +127,20 @@ def test_half_precision(cupy: Any, dtype: str) -> None:
     assert np.abs(out.get().astype(np.float64) - want).max() <= 4 * unit * np.abs(v.astype(np.float64)).max()
 
 
-def losses(make: Any, ids: np.ndarray, device: str) -> tuple[list[float], Any]:
-    """Three steps of training on predicting the next token."""
+def losses(make: Any, data: list[np.ndarray], device: str) -> tuple[list[float], Any]:
+    """The logits' mean square, then losses of three steps of training on the last of the data."""
     seqkern.manual_seed(0)
     model = make().to(device)
-    inputs, targets = ids[:, :-1], ids[:, 1:]
     if device == "cuda":
         import cupy
 
-        inputs, targets = cupy.asarray(inputs), cupy.asarray(targets)
+        data = on_device(cupy, *data)
+    *inputs, targets = data
     optimiser, criterion, history = optim.AdamW(model.parameters(), lr=1e-2), nn.CrossEntropyLoss(), []
+    history.append(float((model.eval()(*inputs).logits ** 2).mean()))
+    model.train()
     for _ in range(3):
-        output, pull = model.vjp(inputs)
+        output, pull = model.vjp(*inputs)
         loss, pull_loss = criterion.vjp(output.logits, targets)
         model.zero_grad()
         pull(pull_loss()[0])
@@ -146,6 +148,150 @@ def losses(make: Any, ids: np.ndarray, device: str) -> tuple[list[float], Any]:
         optimiser.step()
         history.append(float(loss))
     return history, model
+
+
+CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+    ((3, 4, 9), (6, 4, 3), {"padding": 1}),
+    ((2, 6, 11), (9, 2, 4), {"groups": 3, "padding": "same"}),
+    ((2, 5, 12), (5, 1, 3), {"groups": 5, "stride": 2, "dilation": 2}),
+    ((2, 3, 8, 9), (4, 3, 3, 2), {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 3)}),
+    ((3, 3, 8, 12), (7, 3, 4, 4), {"stride": 4}),
+    ((2, 4, 5, 5), (4, 2, 1, 1), {"groups": 2, "stride": 3}),
+    ((0, 2, 5, 5), (4, 2, 3, 3), {"padding": "same"}),
+]
+
+
+def alike(got: Any, want: Any, factor: float = 1.0) -> None:
+    """Results of one function on two devices: `close`, bfloat16 within what its rounding may differ by."""
+    for ours, theirs in zip(got, want, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is None:
+            continue
+        if theirs.dtype.name == "bfloat16":
+            assert ours.dtype == theirs.dtype
+            ours, theirs = ours.astype(np.float32), theirs.astype(np.float32)
+            factor = 1000.0  # 2^-6 of the largest
+        close(ours, theirs, factor)
+
+
+@pytest.fixture(params=["float32", "float64", "bfloat16"])
+def kind(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    return np.dtype(ml_dtypes.bfloat16 if request.param == "bfloat16" else request.param)
+
+
+@pytest.mark.parametrize("columns", [1 << 28, 1], ids=["at once", "one by one"])
+@pytest.mark.parametrize("x, weight, options", CONVOLUTIONS, ids=str)
+def test_convolution(
+    cupy: Any, kind: np.dtype[Any], columns: int, x: Any, weight: Any, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seqkern import _gpu_conv
+
+    monkeypatch.setattr(_gpu_conv, "COLUMNS", columns)
+    rng, op = np.random.default_rng(5), f"conv{len(x) - 2}d"
+    forward, backward = getattr(seqkern, f"{op}_forward"), getattr(seqkern, f"{op}_backward")
+    wide = np.float64 if kind == np.float64 else np.float32
+    arrays = [rng.standard_normal(x).astype(kind).swapaxes(0, 1).copy().swapaxes(0, 1),
+              rng.standard_normal(weight).astype(kind), rng.standard_normal(weight[0]).astype(wide)]  # fmt: skip
+    for given in (arrays, arrays[:2]):
+        want, wanted = forward(*given, **options)
+        y, saved = forward(*on_device(cupy, *given), **options)
+        alike([y], [want])
+        dy = rng.standard_normal(want.shape).astype(kind)
+        alike(backward(cupy.asarray(dy), saved), backward(dy, wanted))
+        alike(backward(None, saved), backward(None, wanted))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (3, 2), "stride": 1},
+     {"kernel_size": 2, "stride": 3, "padding": 1, "dilation": 2, "ceil_mode": True},
+     {"kernel_size": 3, "stride": 1, "padding": 1, "dilation": 2},
+     {"kernel_size": (2, 3), "stride": 2, "ceil_mode": True}],
+    ids=str,
+)  # fmt: skip
+def test_max_pooling(cupy: Any, kind: np.dtype[Any], options: dict[str, Any]) -> None:
+    """Ties, NaN and whole regions of -inf; gradients whose sums are exact."""
+    rng = np.random.default_rng(6)
+    for shape in ((2, 3, 7, 9), (1, 2, 12, 17), (0, 2, 6, 6)):
+        x = rng.integers(-3, 4, shape).astype(np.float64)
+        x[rng.random(shape) < 0.05] = np.nan
+        x[:, :1] = np.where(rng.random(x[:, :1].shape) < 0.8, -np.inf, x[:, :1])
+        x = x.astype(kind)
+        want, wanted = seqkern.max_pool2d_forward(x, **options)
+        y, saved = seqkern.max_pool2d_forward(cupy.asarray(x), **options)
+        dy = rng.integers(-8, 9, want.shape).astype(kind)
+        dx = seqkern.max_pool2d_backward(cupy.asarray(dy), saved).dx
+        for got, truth in ((y, want), (saved.indices, wanted.indices),
+                           (dx, seqkern.max_pool2d_backward(dy, wanted).dx)):  # fmt: skip
+            assert got.dtype == truth.dtype
+            np.testing.assert_array_equal(got.get().astype(np.float64), truth.astype(np.float64))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 5, 7), (3, 4, 5, 6)], ids=str)
+def test_batch_norm(cupy: Any, kind: np.dtype[Any], shape: tuple[int, ...], training: bool) -> None:
+    rng, wide = np.random.default_rng(7), np.float64 if kind == np.float64 else np.float32
+    x, dy = (rng.standard_normal(shape).astype(kind) for _ in range(2))
+    mean, weight, bias = (rng.standard_normal(shape[1]).astype(wide) for _ in range(3))
+    var = rng.uniform(0.5, 2.0, shape[1]).astype(wide)
+    for affine in ((weight, bias), (weight, None), (None, None)):
+        host = (x, mean.copy(), var.copy(), *affine)
+        device = [None if a is None else cupy.asarray(a) for a in host]
+        want, wanted = seqkern.batch_norm_forward(*host, training, 0.3)
+        out = cupy.empty(shape, kind)
+        y, saved = seqkern.batch_norm_forward(*device, training, 0.3, out=out)
+        assert y is out
+        alike([y, saved.mean, saved.rstd, *device[1:3]], [want, wanted.mean, wanted.rstd, *host[1:3]])
+        alike(seqkern.batch_norm_backward(cupy.asarray(dy), saved), seqkern.batch_norm_backward(dy, wanted))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_int8_weights(cupy: Any, kind: np.dtype[Any], activation: str | None) -> None:
+    rng = np.random.default_rng(8)
+    weight = rng.standard_normal((5, 8)).astype(kind)
+    weight[2] = 0
+    want, got = seqkern.quantize_int8(weight), seqkern.quantize_int8(cupy.asarray(weight))
+    np.testing.assert_array_equal(got[0].get(), want[0])
+    close(got[1], want[1])
+    if kind == np.float64:
+        return
+    x, residual = rng.standard_normal((2, 3, 8)).astype(kind), rng.standard_normal((2, 3, 5)).astype(kind)
+    for bias in (None, rng.standard_normal(5).astype(np.float32)):
+        y = seqkern.linear_int8(x, *want, bias, activation=activation, residual=residual)
+        given = [None if a is None else cupy.asarray(a) for a in (x, *want, bias)]
+        alike([seqkern.linear_int8(*given, activation=activation, residual=cupy.asarray(residual))], [y])
+
+
+def test_errors_are_the_hosts(cupy: Any) -> None:
+    def both(name: str, *args: Any, **options: Any) -> None:
+        """The same kind of exception in the same words on the host and on the device."""
+        with pytest.raises((TypeError, ValueError)) as host:
+            getattr(seqkern, name)(*args, **options)
+        there = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
+        with pytest.raises((TypeError, ValueError)) as device:
+            getattr(seqkern, name)(*there, **options)
+        assert (type(host.value), str(host.value)) == (type(device.value), str(device.value))
+
+    def of(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    both("conv2d", of(2, 3, 4), of(4, 3, 2, 2))
+    both("conv1d", of(2, 3, 4), of(4, 3, 2, 2))
+    both("conv1d", of(2, 3, 4), of(4, 2, 2))
+    both("conv1d", of(2, 4, 4), of(3, 2, 2), groups=2)
+    both("conv1d", of(2, 3, 4), of(4, 3, 3), dilation=2)
+    both("conv1d", of(2, 3, 4), of(4, 3, 0))
+    both("conv2d", of(2, 3, 4, 4), of(4, 3, 2, 2, dtype=np.float64))
+    both("max_pool2d", of(2, 3, 4), 2)
+    both("max_pool2d", of(2, 3, 4, 4), 5)
+    both("batch_norm", of(3), None, None)
+    both("batch_norm", of(2, 3), None, None)
+    both("batch_norm", of(1, 3), None, None, training=True)
+    both("batch_norm", of(2, 3), of(3), None)
+    both("batch_norm", of(2, 3), of(3, dtype=np.float64), of(3))
+    both("linear_int8", of(2, 3), of(4, 3), of(4))
+    both("linear_int8", of(2, 3), of(4, 2, dtype=np.int8), of(4))
+    both("linear_int8", of(2, 3), of(4, 3, dtype=np.int8), of(4), activation="tanh")
 
 
 def tiny_gpt2() -> Any:
@@ -159,12 +305,65 @@ def tiny_rnn_lm() -> Any:
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_rnn_lm])
-def test_a_model_trains_after_to_cuda(cupy: Any, make: Any) -> None:
+def test_a_language_model_trains_after_to_cuda(cupy: Any, make: Any) -> None:
     ids = np.random.default_rng(3).integers(0, 23, (2, 9))
-    want, _ = losses(make, ids, "cpu")
-    got, model = losses(make, ids, "cuda")
+    trains(cupy, make, [ids[:, :-1], ids[:, 1:]])
+
+
+def trains(cupy: Any, make: Any, data: list[np.ndarray]) -> None:
+    want, _ = losses(make, data, "cpu")
+    got, model = losses(make, data, "cuda")
     assert all(isinstance(p.data, cupy.ndarray) for p in model.parameters())
     np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+def tiny_vit() -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return models.ViT(models.ViTConfig(**sizes, image_size=(8, 12), patch_size=4, num_channels=2, num_labels=5))
+
+
+def tiny_swin() -> Any:
+    sizes = {"image_size": 12, "patch_size": 2, "num_channels": 2, "embed_dim": 8, "depths": (2, 2)}
+    return models.Swin(
+        models.SwinConfig(**sizes, num_heads=(2, 4), window_size=3, num_labels=5, drop_path_rate=0.0)
+    )
+
+
+def tiny_vgg() -> Any:
+    sizes = {"channels": (4, 6), "convolutions": (1, 2), "num_channels": 2, "pooled_size": 2, "classifier_size": 8}
+    return models.VGG(models.VGGConfig(**sizes, batch_norm=True, num_labels=5, dropout=0.0))
+
+
+def tiny_wav2vec2() -> Any:
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+             "conv_dim": (6, 8), "conv_kernel": (7, 3), "conv_stride": (4, 2), "num_conv_pos_embeddings": 6,
+             "num_conv_pos_embedding_groups": 3, "classifier_proj_size": 5}  # fmt: skip
+    return models.Wav2Vec2(models.Wav2Vec2Config(**sizes, head="classification", num_labels=5))
+
+
+def tiny_sequence_model() -> Any:
+    front = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.ReLU())
+    return models.SequenceModel(models.SequenceModelConfig(input_size=80, hidden_size=8, output_size=5), front)
+
+
+def tiny_captioner() -> Any:
+    return models.Captioner(
+        models.CaptionerConfig(7, embedding_size=4, hidden_size=6, channels=(3, 4), in_channels=2)
+    )
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [(tiny_vit, (2, 2, 8, 12)), (tiny_swin, (2, 2, 12, 12)), (tiny_vgg, (4, 2, 12, 12)), (tiny_wav2vec2, (2, 90)),
+     (tiny_sequence_model, (2, 4, 2, 10)), (tiny_captioner, (2, 2, 8, 8))],
+)  # fmt: skip
+def test_models_with_convolutions_train_after_to_cuda(cupy: Any, make: Any, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(9)
+    data = [rng.standard_normal(shape).astype(np.float32), rng.integers(0, 5, shape[0])]
+    if make is tiny_captioner:
+        ids = rng.integers(0, 7, (2, 4))
+        data[1:] = [ids[:, :-1], ids[:, 1:]]
+    trains(cupy, make, data)
 
 
 @pytest.mark.gpu

@@ -108,17 +108,20 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         query, key, value = (x[offset:].reshape(1, 2, 150, 72) for x in flat)
         with monkeypatch.context() as patch:
             build.stand_below_ops(module, patch.setattr)
+            out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value)
+            soft = seqkern.scaled_dot_product_attention(query, key, value, softcap=30.0)  # a warpgroup has none
+            gradients = seqkern.scaled_dot_product_attention_backward(query, saved)
             few = query[:, :, :2], key, value
-            results = [seqkern.scaled_dot_product_attention(*few, causal="bottom_right", window=(99, 0))]
-            for softcap in (30.0, None):  # a warpgroup has none
-                out, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=softcap)
-                results += out, *seqkern.scaled_dot_product_attention_backward(query, saved)
-        yield tuple(results)
+            few = seqkern.scaled_dot_product_attention(*few, causal="bottom_right", window=(99, 0))
+        yield out, soft, few, *gradients
     query, key, value = (rng.standard_normal((1, 1, n, 64), np.float32).astype(BFLOAT16.x) for n in (70, 640, 640))
     with monkeypatch.context() as patch:
         build.stand_below_ops(module, patch.setattr)
         out = seqkern.scaled_dot_product_attention(query, key, value)
-    yield (out,)
+        few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value)
+        capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
+        gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
+    yield out, few, capped, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,20 @@
 """The functional API over CuPy arrays.
 
 It is the text of `seqkern.ops` itself: `on_gpu` gives a function of it other globals, in which `_cpu` is `KERNELS`
-and `np` is CuPy. Kernels come from the extension `_cuda`; matrix products are cuBLAS's, through CuPy. Work is queued
-on CuPy's current stream, and nothing here waits for it.
+and `np` is CuPy. Kernels come from the extension `_cuda`; linear layers, convolution, pooling and batch norm are plain
+CuPy, their products cuBLAS's. Work is queued on CuPy's current stream, and nothing here waits for it.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
-Array = Any
+from . import _gpu_batch_norm, _gpu_conv, _gpu_linear, _gpu_pool
 
 
 @cache
@@ -82,87 +81,18 @@ def _rebound(function: Any, names: dict[str, Any]) -> Any:
     return twin
 
 
-# --- products: cuBLAS through CuPy ------------------------------------------------------------
-
-
-def linear_forward(
-    x: Array, weight: Array, bias: Array | None, activation: str | None, residual: Array | None, out: Array | None,
-    keep_z: bool, precision: str,
-) -> tuple[Array, Array | None]:  # fmt: skip
-    """As `_cpu.linear_forward`; sums are float32 (float64 for float64), z is rounded to x's dtype."""
-    rows, wide = _checked(x, weight, bias, activation), _accumulator(x)
-    z = rows @ weight.astype(x.dtype, copy=False).T
-    if bias is not None:
-        z = z.astype(wide, copy=False) + bias.astype(wide, copy=False)
-    z = z.astype(x.dtype, copy=False).reshape(*x.shape[:-1], len(weight))
-    y = z if activation is None else extension().activation_forward(activation, z, None)
-    if residual is not None:
-        _expect("residual", residual, z.shape, x.dtype)
-        y = y + residual
-    if out is not None:
-        _expect("out", out, z.shape, x.dtype)
-        out[...] = y
-        y = out
-    return y, z if keep_z and activation is not None else None
-
-
-def linear_backward(
-    dy: Array, x: Array, weight: Array, with_bias: bool, activation: str | None, z: Array | None, precision: str
-) -> tuple[Array, Array, Array | None]:
-    """As `_cpu.linear_backward`: dx in x's dtype, the rest in the accumulator's."""
-    rows, wide = _checked(x, weight, None, activation), _accumulator(x)
-    _expect("dy", dy, (*x.shape[:-1], len(weight)), x.dtype)
-    dz = dy if activation is None else extension().activation_backward(activation, dy, z, None)
-    dz = dz.reshape(len(rows), len(weight))
-    dx = (dz @ weight.astype(x.dtype, copy=False)).reshape(x.shape)
-    dz = dz.astype(wide, copy=False)
-    return dx, dz.T @ rows.astype(wide, copy=False), dz.sum(0) if with_bias else None
-
-
-def _checked(x: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
-    """x as rows; ValueError or TypeError as the CPU's."""
-    if activation not in (None, "gelu", "gelu_tanh", "relu", "silu"):
-        raise ValueError(
-            f"linear: activation must be None, 'gelu', 'gelu_tanh', 'relu' or 'silu', got {activation!r}"
-        )
-    cupy = sys.modules["cupy"]
-    for name, array in (("x", x), ("weight", weight), ("bias", bias)):
-        if array is not None and not isinstance(array, cupy.ndarray):
-            raise TypeError(f"linear: {name} must be a CuPy array, got {type(array).__name__}")
-    if weight.ndim != 2:
-        raise ValueError(f"linear: weight must be [out_features, in_features], got shape {list(weight.shape)}")
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear: x must be [..., in_features] with in_features = {weight.shape[1]}, got {list(x.shape)}"
-        )
-    if x.dtype.name not in ("float32", "float64", "bfloat16", "float16"):
-        raise TypeError(f"linear: x must be float32, float64, bfloat16 or float16, got {x.dtype}")
-    if (x.dtype.name, weight.dtype.name) != ("float32", "bfloat16"):
-        _expect("weight", weight, weight.shape, x.dtype)
-    if bias is not None:
-        allowed = (_accumulator(x), "bfloat16") if weight.dtype.name == "bfloat16" else (_accumulator(x),)
-        if bias.dtype.name not in allowed:
-            raise TypeError(f"linear: bias must be {' or '.join(allowed)}, got {bias.dtype}")
-        _expect("bias", bias, (len(weight),), bias.dtype)
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _accumulator(x: Array) -> str:
-    return "float64" if x.dtype.name == "float64" else "float32"
-
-
-def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: Any) -> None:
-    if array.shape != shape:
-        raise ValueError(f"linear: {name} must be {list(shape)}, got {list(array.shape)}")
-    if array.dtype != dtype:
-        raise TypeError(f"linear: {name} must be {dtype}, got {array.dtype}")
-
-
 class _Kernels:
-    """What the text of `ops` finds in place of `_cpu`: the products above, and the kernels of `_cuda`."""
+    """What the text of `ops` finds in place of `_cpu`: functions in plain CuPy, and the kernels of `_cuda`."""
 
-    linear_forward = staticmethod(linear_forward)
-    linear_backward = staticmethod(linear_backward)
+    linear_forward = staticmethod(_gpu_linear.linear_forward)
+    linear_backward = staticmethod(_gpu_linear.linear_backward)
+    linear_int8 = staticmethod(_gpu_linear.linear_int8)
+    conv_forward = staticmethod(_gpu_conv.conv_forward)
+    conv_backward = staticmethod(_gpu_conv.conv_backward)
+    max_pool2d_forward = staticmethod(_gpu_pool.max_pool2d_forward)
+    max_pool2d_backward = staticmethod(_gpu_pool.max_pool2d_backward)
+    batch_norm_forward = staticmethod(_gpu_batch_norm.batch_norm_forward)
+    batch_norm_backward = staticmethod(_gpu_batch_norm.batch_norm_backward)
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(extension(), name, None)

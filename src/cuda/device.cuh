@@ -711,6 +711,14 @@ SEQKERN_INLINE void group_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
+// What x, which is not negative, comes from is done before anything that follows: the compiler would rather wait first.
+SEQKERN_INLINE void require(float x) {
+#if SEQKERN_HOSTCUDA
+  (void)x;
+#else
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.lt.f32 p, %0, 0f00000000;\n\t@p nanosleep.u32 0;\n\t}" ::"f"(x) : "memory");
+#endif
+}
 // What comes before this, and computes x, is not put off until after it, nor what comes after done before.
 template <int kCount>
 SEQKERN_INLINE void settle(float (&x)[kCount]) {

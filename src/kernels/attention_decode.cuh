@@ -13,11 +13,19 @@ inline constexpr index_t kMinPieceKeys = 64;
 
 inline bool decodes(const AttentionForward& p) { return p.group() * p.query_len <= kMine && !p.probs; }
 
-// Keys a warp takes: four rounds of twelve warps for every multiprocessor, if that leaves each something to do.
+// Keys a warp takes, so that the rounds in which blocks fill the device come to the least; a round costs a few more.
 inline index_t piece_keys(const AttentionForward& p) {
-  index_t all = p.batch * p.kv_heads * p.key_len, warps = index_t(multiprocessors()) * 12 * 4;
-  index_t keys = ceil_div(ceil_div(all, warps), kSide) * kSide;
-  return keys < kMinPieceKeys ? kMinPieceKeys : keys;
+  constexpr index_t kWarps = kDecodeWarps<float>, kBlocks = 3, kRound = 32;
+  index_t pairs = p.batch * p.kv_heads, at_once = multiprocessors() * kBlocks, best = 0, least = 0;
+  if (!pairs) return kMinPieceKeys;
+  for (index_t rounds = 1; rounds <= 8; ++rounds) {
+    index_t blocks = min_of(rounds * at_once / pairs, p.key_len / (kWarps * kMinPieceKeys));
+    if (blocks < 1) blocks = 1;
+    index_t keys = round_up(ceil_div(p.key_len, blocks * kWarps), kSide);
+    index_t cost = ceil_div(pairs * blocks, at_once) * (keys + kRound);
+    if (!least || cost < least) best = keys, least = cost;
+  }
+  return best < kMinPieceKeys ? kMinPieceKeys : best;
 }
 inline index_t pieces_of(const AttentionForward& p) { return p.key_len ? ceil_div(p.key_len, piece_keys(p)) : 1; }
 

@@ -33,12 +33,18 @@ struct Panels {
   SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data + k * 16 * 128, kPanelBytes); }
 };
 
-// Which tile of which pair of sequence and head is the n-th. Where tiles differ in length those of a few pairs, whose
-// K and V fit the L2 cache together, come with the longest first.
+// Which tile of which pair of sequence and head is the n-th. Where tiles differ in length those of a section of pairs
+// come with the longest first; it is small enough for blocks to read the same K and V at about the same time.
+inline constexpr int kSection = 40;
 struct Schedule {
   int pairs, tiles, section;
 
   SEQKERN_INLINE int count() const { return pairs * tiles; }
+  // What this block takes in its n-th turn: every other time the blocks' order is reversed, which evens lengths out.
+  SEQKERN_INLINE int turn(int round) const {
+    int blocks = int(gridDim.x), block = int(blockIdx.x);
+    return round * blocks + (round % 2 && section > 1 ? blocks - 1 - block : block);
+  }
   SEQKERN_INLINE void find(int n, int& pair, int& tile) const {
     int start = n / (section * tiles) * section, within = n - start * tiles, many = min_of(section, pairs - start);
     tile = tiles - 1 - within / many;
@@ -188,7 +194,7 @@ SEQKERN_INLINE void feed(const AttentionForward& p, const Schedule& schedule, Gr
                          const GroupMemory<T, kWidth>& memory) {
   Feed feed;
   int queries = 0, keys = 0, values = 0;  // tiles so far
-  for (int n = int(blockIdx.x); n < schedule.count(); n += int(gridDim.x)) {
+  for (int round = 0, n; (n = schedule.turn(round)) < schedule.count(); ++round) {
     GroupTile tile(p, schedule, n);
     int begin, end;
     tile.keys_seen(begin, end);

@@ -79,34 +79,47 @@ struct GroupWalk {
     release(bars.v[values++ % kStages]);
   }
 
-  // Products into powers relative to the largest so far; the factors for what was summed before.
+  // Products into powers relative to the largest so far; the factors for what was summed before. Largest and sum are
+  // found in four chains of a row: no instruction waits for the one before it.
   SEQKERN_INLINE void softmax(int key, float (&factor)[2]) {
-    float scale = float(p.scale) * kLogBase<float>;
-    bool plain = plain_low <= key && key + kGroupKeys <= plain_high;
+    float scale = float(p.scale) * kLogBase<float>, top[2][4] = {}, sum[2][4] = {};
+    if (!(plain_low <= key && key + kGroupKeys <= plain_high)) mask(key);
+    for_each([&](float x, int half, int, int chain, bool first) {
+      top[half][chain] = first ? x : larger(x, top[half][chain]);
+    });
+    float base[2];
     SEQKERN_UNROLL
     for (int half = 0; half < 2; ++half) {
-      if (!plain) {
-        int from = low[half] - key - 2 * t, to = high[half] - key - 2 * t;
-        for_row(half, [&](float& x, int j) { x = j >= from && j < to ? x : -infinity<float>(); });
-      }
-      float top = -infinity<float>(), sum = 0;
-      for_row(half, [&](float x, int) { top = larger(x, top); });
-      for (int with = 1; with < 4; with *= 2) top = larger(top, shuffle_xor(top, with));
-      factor[half] = state[half].raise(top * scale);
-      float base = state[half].base();
-      for_row(half, [&](float& x, int) {
-        x = exp2_flushed(x * scale - base);
-        sum += x;
-      });
-      state[half].sum += sum;
+      auto& t = top[half];
+      float most = larger(larger(t[0], t[1]), larger(t[2], t[3])), before = state[half].max;
+      for (int with = 1; with < 4; with *= 2) most = larger(most, shuffle_xor(most, with));
+      state[half].max = larger(most * scale, before);
+      base[half] = state[half].base();
+      factor[half] = exp2_flushed(before - base[half]);
+    }
+    for_each([&](float& x, int half, int, int chain, bool) {
+      x = exp2_flushed(x * scale - base[half]);
+      sum[half][chain] += x;
+    });
+    SEQKERN_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      auto& chain = sum[half];
+      state[half].sum = state[half].sum * factor[half] + ((chain[0] + chain[1]) + (chain[2] + chain[3]));
     }
   }
-  // f(score, 8 n + i) for this lane's scores of a row, those of keys 8 n + 2 t + i.
+  SEQKERN_INLINE void mask(int key) {
+    int from[2] = {low[0] - key - 2 * t, low[1] - key - 2 * t}, to[2] = {high[0] - key - 2 * t, high[1] - key - 2 * t};
+    for_each([&](float& x, int half, int j, int, bool) {
+      if (j < from[half] || j >= to[half]) x = -infinity<float>();
+    });
+  }
+  // f(score, half, 8 n + i, which of four chains, the first of it) for keys 8 n + 2 t + i of both rows.
   template <class F>
-  SEQKERN_INLINE void for_row(int half, F f) {
+  SEQKERN_INLINE void for_each(F f) {
     SEQKERN_UNROLL
     for (int n = 0; n < kGroupKeys / 8; ++n) SEQKERN_UNROLL
-    for (int i = 0; i < 2; ++i) f(s[4 * n + 2 * half + i], 8 * n + i);
+    for (int half = 0; half < 2; ++half) SEQKERN_UNROLL
+    for (int i = 0; i < 2; ++i) f(s[4 * n + 2 * half + i], half, 8 * n + i, n % 2 * 2 + i, n < 2);
   }
   SEQKERN_INLINE void round_weights() {
     SEQKERN_UNROLL
@@ -148,7 +161,7 @@ struct GroupWalk {
       group_wait<1>(s);
       end_scores();
       softmax(i * kGroupKeys, factor);
-      settle(s);  // the powers belong beside the products under way
+      require(state[0].sum + state[1].sum);  // beside P V, not after it
       end_values();
       rescale(factor);
       round_weights();
@@ -197,7 +210,7 @@ __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
   } else {
     take_registers<224>();
     GroupWalk<T, kWidth, kTakeTurns> walk{p, bars[0], {shared}};
-    for (int n = int(blockIdx.x); n < schedule.count(); n += int(gridDim.x)) {
+    for (int round = 0, n; (n = schedule.turn(round)) < schedule.count(); ++round) {
       GroupTile tile(p, schedule, n);
       walk.run(tile);
       unsigned wrong = ballot(walk.finish(tile));
@@ -223,9 +236,8 @@ bool launch_wgmma(const AttentionForward& p, unsigned char* spoiled, cudaStream_
   Launch l{{}, dim3((1 + kGroups) * kGroupThreads), std::size_t(GroupMemory<T, kWidth>::kBytes)};
   Limits most = limits(reinterpret_cast<const void*>(kernel));
   if (!most.has_body || l.shared_bytes + sizeof(GroupBarriers) > std::size_t(most.max_shared)) return false;
-  index_t bytes = p.key_len * (p.head_dim + p.value_dim) * 2, fit = (index_t(16) << 20) / (bytes + 1) + 1;
   Schedule schedule{int(p.batch * p.kv_heads), int(ceil_div(p.group() * p.query_len, kGroupRows)), 1};
-  if (p.causal) schedule.section = int(min_of(fit, schedule.pairs));
+  if (p.causal) schedule.section = int(ceil_div(schedule.pairs, ceil_div(schedule.pairs, kSection)));
   l.blocks = dim3(unsigned(min_of(schedule.pairs * schedule.tiles, multiprocessors())));
   l.stream = stream;
   launch(l, kernel, p, schedule, spoiled);

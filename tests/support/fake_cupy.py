@@ -105,6 +105,10 @@ def _count_nonzero(a: ndarray) -> ndarray:
     return ndarray(np.asarray(np.count_nonzero(a._held)))
 
 
+def _as_strided(x: ndarray, shape: tuple[int, ...], strides: tuple[int, ...]) -> ndarray:
+    return ndarray(np.lib.stride_tricks.as_strided(x._held, shape, strides))
+
+
 def _asarray(value: Any, dtype: Any = None) -> ndarray:
     return ndarray(np.array(value._held if isinstance(value, ndarray) else value, dtype))
 
@@ -115,7 +119,8 @@ def install(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> ModuleType:
 
     module = ModuleType("cupy")
     own = {"ndarray": ndarray, "asarray": _asarray, "array": _asarray, "count_nonzero": _count_nonzero,
-           "asnumpy": ndarray.get, "cuda": SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: 0))}  # fmt: skip
+           "asnumpy": ndarray.get, "lib": SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided)),
+           "cuda": SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: 0))}  # fmt: skip
     vars(module).update(own)
     vars(module)["__getattr__"] = _of_numpy
     monkeypatch.setitem(sys.modules, "cupy", module)

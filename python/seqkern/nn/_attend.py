@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from .. import ops
 from ._arrays import Array, array_module
 
@@ -44,8 +42,8 @@ def _weights(query: Array, key: Array, value: Array, mask: Array | None, options
 
 def _through_weights(dweights: Array, query: Array, key: Array, mask: Array | None, options: dict[str, Any]) -> Any:
     """Gradients through the weights themselves: they are the output for the identity as value."""
-    keys = key.shape[-2]
-    identity = np.broadcast_to(np.eye(keys, dtype=query.dtype), (*key.shape[:2], keys, keys))
+    keys, module = key.shape[-2], array_module(query)
+    identity = module.broadcast_to(module.eye(keys, dtype=query.dtype), (*key.shape[:2], keys, keys))
     _, saved = ops.scaled_dot_product_attention_forward(query, key, identity, mask, **options)
     return ops.scaled_dot_product_attention_backward(dweights, saved)
 

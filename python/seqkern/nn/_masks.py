@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import Array, check_array, shape_text
+from ._arrays import Array, array_module, check_array, shape_text
 
 
 def _float(mask: Array, dtype: Any) -> Array:
@@ -66,10 +66,10 @@ def padded_columns(mask: Array | None, extra: int) -> Array | None:
     if mask is None or not extra:
         return mask
     fill = mask.dtype == bool
-    more = np.full((*mask.shape[:-1], extra), fill, mask.dtype)
+    more = array_module(mask).full((*mask.shape[:-1], extra), fill, dtype=mask.dtype)
     return np.concatenate([mask, more], axis=-1)
 
 
-def causal_keep(queries: int, keys: int, *, bottom_right: bool) -> Array:
-    """`[1, 1, L, S]`: True where key j <= query i; bottom_right puts the last query at the last key."""
-    return np.tri(queries, keys, keys - queries if bottom_right else 0, dtype=bool)[None, None]
+def causal_keep(module: Any, queries: int, keys: int, *, bottom_right: bool) -> Array:
+    """`[1, 1, L, S]` of an array module: True where key j <= query i; bottom_right: the last query is the last key."""
+    return module.tri(queries, keys, keys - queries if bottom_right else 0, dtype=bool)[None, None]

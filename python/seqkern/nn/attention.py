@@ -134,7 +134,7 @@ class MultiheadAttention(Module):
         mask = merged_mask(attn_mask, key_padding_mask, shape, q.dtype)
         options: dict[str, Any] = {"precision": self.precision}
         if is_causal and extra:  # the added keys are for everyone
-            mask = _and(mask, causal_keep(*shape[2:], bottom_right=cache is not None))
+            mask = _and(mask, causal_keep(array_module(q), *shape[2:], bottom_right=cache is not None))
         elif is_causal:
             options["causal"] = "bottom_right" if cache is not None else "top_left"
         if self.training and self.dropout:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ._arrays import Array, OutputForm, check_array, shape_text
+from ._arrays import Array, OutputForm, array_module, check_array, shape_text
 from ._attend import attend_vjp
 from ._init import Initializer, check_choice, check_size
 from .linear import Linear
@@ -97,8 +97,9 @@ def _additive_projected(
     left, saved_q = ops.linear_forward(q, w_query)
     bent, saved_tanh = ops.tanh_forward(left[:, :, None] + projected[:, None])
     scores, saved_v = ops.linear_forward(bent, v[None])
-    blank_q = np.zeros((q.shape[0], 1, q.shape[1], 1), q.dtype)  # the scores are all in the mask
-    blank_k = np.zeros((q.shape[0], 1, keys.shape[1], 1), q.dtype)
+    zeros = array_module(q).zeros
+    blank_q = zeros((q.shape[0], 1, q.shape[1], 1), dtype=q.dtype)  # the scores are all in the mask
+    blank_k = zeros((q.shape[0], 1, keys.shape[1], 1), dtype=q.dtype)
     mask = _head(scores[..., 0])
     out, probs, pull_attention = attend_vjp(
         blank_q, blank_k, keys[:, None], mask, need_weights=True, kv_lengths=lengths

@@ -114,7 +114,7 @@ def quantize_int8(weight: Array) -> tuple[Array, Array]:
     if weight.ndim != 2:
         raise ValueError(f"quantize_int8: weight must be [out_features, in_features], got shape {weight.shape}")
     wide = weight.astype(np.float64 if weight.dtype == np.float64 else np.float32, copy=False)
-    largest = np.abs(wide).max(axis=1, initial=0.0)
+    largest = np.abs(wide).max(axis=1) if wide.shape[1] else np.zeros(len(wide), wide.dtype)
     if not np.isfinite(largest).all():
         raise ValueError("quantize_int8: weight must be finite, got a row with NaN or infinity")
     scale = (largest / 127).astype(np.float32)
