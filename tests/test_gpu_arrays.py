@@ -366,6 +366,20 @@ def test_models_with_convolutions_train_after_to_cuda(cupy: Any, make: Any, shap
     trains(cupy, make, data)
 
 
+@pytest.mark.parametrize(
+    "make, shape", [(tiny_vit, (2, 2, 8, 12)), (tiny_swin, (2, 2, 12, 12)), (tiny_vgg, (4, 2, 12, 12))]
+)
+def test_bfloat16_models(cupy: Any, make: Any, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(10).standard_normal(shape).astype(np.float32)
+    seqkern.manual_seed(0)
+    model = make().eval().to("bfloat16")
+    want = model(images).logits.astype(np.float32)
+    output, pull = model.to("cuda").vjp(cupy.asarray(images))
+    np.testing.assert_allclose(output.logits.get().astype(np.float32), want, rtol=0, atol=0.05 * np.abs(want).max())
+    (dimages,) = pull(output.logits)
+    assert dimages.dtype == np.float32 and all(p.grad.shape == p.shape for p in model.parameters())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("op, N, H", [("lstm", 9, 512), ("gru", 70, 512), ("rnn", 8, 1024), ("lstm", 33, 1024)])
 def test_large_layers(op: str, N: int, H: int, monkeypatch: pytest.MonkeyPatch) -> None:
