@@ -158,10 +158,12 @@ CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((3, 3, 8, 12), (7, 3, 4, 4), {"stride": 4}),
     ((2, 4, 5, 5), (4, 2, 1, 1), {"groups": 2, "stride": 3}),
     ((0, 2, 5, 5), (4, 2, 3, 3), {"padding": "same"}),
+    ((2, 0, 5), (4, 0, 3), {}),
+    ((2, 3, 5), (0, 3, 3), {}),
 ]
 
 
-def alike(got: Any, want: Any, factor: float = 1.0) -> None:
+def alike(got: Any, want: Any) -> None:
     """Results of one function on two devices: `close`, bfloat16 within what its rounding may differ by."""
     for ours, theirs in zip(got, want, strict=True):
         assert (ours is None) == (theirs is None)
@@ -170,8 +172,9 @@ def alike(got: Any, want: Any, factor: float = 1.0) -> None:
         if theirs.dtype.name == "bfloat16":
             assert ours.dtype == theirs.dtype
             ours, theirs = ours.astype(np.float32), theirs.astype(np.float32)
-            factor = 1000.0  # 2^-6 of the largest
-        close(ours, theirs, factor)
+            close(ours, theirs, 1000.0)  # 2^-6 of the largest
+        else:
+            close(ours, theirs)
 
 
 @pytest.fixture(params=["float32", "float64", "bfloat16"])
@@ -364,6 +367,20 @@ def test_models_with_convolutions_train_after_to_cuda(cupy: Any, make: Any, shap
         ids = rng.integers(0, 7, (2, 4))
         data[1:] = [ids[:, :-1], ids[:, 1:]]
     trains(cupy, make, data)
+
+
+@pytest.mark.parametrize(
+    "make, shape", [(tiny_vit, (2, 2, 8, 12)), (tiny_swin, (2, 2, 12, 12)), (tiny_vgg, (4, 2, 12, 12))]
+)
+def test_bfloat16_models(cupy: Any, make: Any, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(10).standard_normal(shape).astype(np.float32)
+    seqkern.manual_seed(0)
+    model = make().eval().to("bfloat16")
+    want = model(images).logits.astype(np.float32)
+    output, pull = model.to("cuda").vjp(cupy.asarray(images))
+    np.testing.assert_allclose(output.logits.get().astype(np.float32), want, rtol=0, atol=0.05 * np.abs(want).max())
+    (dimages,) = pull(output.logits)
+    assert dimages.dtype == np.float32 and all(p.grad.shape == p.shape for p in model.parameters())
 
 
 @pytest.mark.gpu

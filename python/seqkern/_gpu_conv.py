@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -78,7 +79,7 @@ def conv_forward(
     expect_vector(op, "bias", bias, len(weight), x, weight.dtype.name == "bfloat16")
     y = cupy.empty((len(x), len(weight), *windows.out), x.dtype)
     for images, columns in _columns(x4, windows, groups):
-        z = _products(w, columns).reshape(len(weight), -1, *windows.out)
+        z = _products(w, columns).reshape(len(weight), columns.shape[2] // math.prod(windows.out), *windows.out)
         if bias is not None:
             z = z.astype(wide, copy=False) + bias.astype(wide, copy=False)[:, None, None, None]
         y[images] = z.swapaxes(0, 1)
@@ -100,7 +101,7 @@ def conv_backward(
     expect(op, "dy", dy, (len(x), len(weight), *windows.out[-dims:]), x.dtype)
     w = w.astype(wide, copy=False).swapaxes(1, 2)
     for images, columns in _columns(x4.astype(wide, copy=False), windows, groups):
-        dz = dy[images].astype(wide, copy=False).swapaxes(0, 1).reshape(groups, w.shape[2], -1)
+        dz = dy[images].astype(wide, copy=False).swapaxes(0, 1).reshape(groups, w.shape[2], columns.shape[2])
         dw += _products(columns, dz.swapaxes(1, 2)).swapaxes(1, 2)
         if dbias is not None:
             dbias += dz.sum(2).ravel()
@@ -167,8 +168,9 @@ def _columns(x: Array, windows: Windows, groups: int) -> Iterator[tuple[slice, A
 
 def _scattered(columns: Array, windows: Windows, channels: int) -> Array:
     """`[n, C, H, W]`, each place the sum of what it was in the columns: tap by tap, so always in the same order."""
-    parts = columns.reshape(channels, windows.kernel[0] * windows.kernel[1], -1, *windows.out)
-    padded = sys.modules["cupy"].zeros((channels, parts.shape[2], *windows.padded), columns.dtype)
+    images = columns.shape[2] // math.prod(windows.out)
+    parts = columns.reshape(channels, math.prod(windows.kernel), images, *windows.out)
+    padded = sys.modules["cupy"].zeros((channels, images, *windows.padded), columns.dtype)
     for tap, (_, _, reads) in enumerate(windows.taps()):
         read = padded[reads]
         read += parts[:, tap]

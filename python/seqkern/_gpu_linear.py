@@ -36,7 +36,7 @@ def linear_backward(
     expect("linear", "dy", dy, (*x.shape[:-1], len(weight)), x.dtype)
     dz = dy if activation is None else _gpu.extension().activation_backward(activation, dy, z, None)
     dz = dz.reshape(len(rows), len(weight))
-    dx = (dz @ weight.astype(x.dtype, copy=False)).reshape(x.shape)
+    dx = (dz @ weight.astype(x.dtype, copy=False)).astype(x.dtype, copy=False).reshape(x.shape)
     dz = dz.astype(wide, copy=False)
     return dx, dz.T @ rows.astype(wide, copy=False), dz.sum(0) if with_bias else None
 

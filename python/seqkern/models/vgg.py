@@ -170,8 +170,13 @@ def _average_vjp(x: Array, size: int) -> tuple[Array, Any]:
     """x `[B, C, H, W]` averaged to size x size (torch's AdaptiveAvgPool2d), and the gradient function."""
     if x.shape[2:] == (size, size):
         return x, lambda dy: dy
-    rows, columns = (array_module(x).asarray(_shares(size, n), dtype=x.dtype) for n in x.shape[2:])
-    return rows @ x @ columns.T, lambda dy: rows.T @ dy @ columns
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    rows, columns = (array_module(x).asarray(_shares(size, n), dtype=wide) for n in x.shape[2:])
+
+    def between(a: Array, image: Array, b: Array) -> Array:
+        return (a @ image.astype(wide, copy=False) @ b).astype(image.dtype, copy=False)
+
+    return between(rows, x, columns.T), lambda dy: between(rows.T, dy, columns)
 
 
 @lru_cache(maxsize=64)
