@@ -448,11 +448,12 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
       index_t blocks = ceil_div(p.query_len, kOwnRows) * ceil_div(p.key_len, kWalkRows);
       blocks *= (step[0] ? p.batch : 1) * (step[1] ? p.heads : 1);
       std::size_t bytes = (2 * Own<T, kWidth>::kSize + 2 * Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T);
-      auto groups = dmask_mma_kernel<T, kWidth, kBetween, GroupProducts<T, kWidth>>;
-      bool hopper = kBetween == Between::bias && !uses("warps") &&
-                    limits(reinterpret_cast<const void*>(groups)).has_body;
-      given.mask = launch_over(hopper ? groups : dmask_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>, blocks,
-                               bytes, a, stream);
+      auto kernel = dmask_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>;
+      if constexpr (kBetween == Between::bias) {
+        auto groups = dmask_mma_kernel<T, kWidth, kBetween, GroupProducts<T, kWidth>>;
+        if (!uses("warps") && limits(reinterpret_cast<const void*>(groups)).has_body) kernel = groups;
+      }
+      given.mask = launch_over(kernel, blocks, bytes, a, stream);
     }
   return given;
 }
