@@ -428,15 +428,12 @@ def test_out_of_memory_is_an_exception_and_no_more() -> None:
     cupy = pytest.importorskip("cupy")
     x, *weights = lstm_inputs()
     given, *on = on_device(cupy, x, *weights)
-    pool = cupy.get_default_memory_pool()
-    long = cupy.zeros((10_000, 4, 16), np.float32)
-    pool.free_all_blocks()
-    pool.set_limit(size=pool.total_bytes() + 4096)
-    try:
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
+        long = cupy.zeros((10_000, 4, 16), np.float32)
+        pool.set_limit(size=pool.total_bytes() + 4096)
         with pytest.raises(MemoryError):
             seqkern.lstm_forward(long, *on)
-    finally:
-        pool.set_limit(size=0)
     close(lstm_and_attention(given, on), lstm_and_attention(x, weights), 4.0)
 
 

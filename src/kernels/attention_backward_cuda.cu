@@ -254,20 +254,19 @@ __global__ void dsinks_kernel(const __grid_constant__ Arguments<T> a) {
   if (threadIdx.x == 0) static_cast<A*>(p.dsinks)[head] = sum;
 }
 
-// The workspace: [B, Hq, query_len] of delta, for tensor cores of terms too, their bytes of what is spoiled, and dS.
+// The workspace: [B, Hq, query_len] of delta, for tensor cores of terms too, and their bytes of what is spoiled.
 struct Workspace {
-  index_t rows, delta_bytes, terms_bytes = 0, keys = 0, own = 0, ds_bytes = 0;
+  index_t rows, delta_bytes, terms_bytes = 0, keys = 0, own = 0;
 
   explicit Workspace(const AttentionBackward& p)
       : rows(p.batch * p.heads * p.query_len), delta_bytes(round_up(rows * (p.dtype == DType::f64 ? 8 : 4), 16)) {
     if (!fits_mma(p)) return;
     terms_bytes = rows * index_t(sizeof(RowTerms));
-    ds_bytes = kept_pairs(p) * kept_bytes(p);
     if (!masks(p)) return;
     index_t pairs = p.batch * p.kv_heads;
     keys = order_of_keys(p, pairs).blocks() * kGradientWarps, own = order_of_rows(p, pairs).blocks() * kGradientWarps;
   }
-  index_t bytes() const { return delta_bytes + terms_bytes + ds_bytes + keys + own; }
+  index_t bytes() const { return delta_bytes + terms_bytes + keys + own; }
 };
 
 template <class T>
@@ -292,9 +291,7 @@ void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) 
       index_t pairs = p.batch * p.kv_heads;
       Gradients<T> m{p, a.score, terms, float(p.scale) * kLogBase<float>, nullptr, nullptr, order_of_keys(p, pairs),
                      order_of_rows(p, pairs)};
-      auto ds = bytes + w.delta_bytes + w.terms_bytes;
-      if (w.ds_bytes) m.ds = reinterpret_cast<std::uint32_t*>(ds);
-      if (w.own) m.keys_spoiled = ds + w.ds_bytes, m.rows_spoiled = m.keys_spoiled + w.keys;
+      if (w.own) m.keys_spoiled = bytes + w.delta_bytes + w.terms_bytes, m.rows_spoiled = m.keys_spoiled + w.keys;
       given = launch_gradient(m, stream);
       if (given.inputs) keys_wanted = m.keys_spoiled, rows_wanted = m.rows_spoiled;
     }

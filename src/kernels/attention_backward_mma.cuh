@@ -11,9 +11,6 @@
 // A masked position has weight 0, and 0 times a NaN is NaN: a warp whose sums came out so says it in `spoiled`, and the
 // kernels in plain arithmetic, which leave masked products out, do its rows again.
 #pragma once
-#include <cstdlib>
-#include <cstring>
-
 #include "attention_gradient_products.cuh"
 
 namespace seqkern::cuda {
@@ -26,7 +23,6 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
   int pair, tile;  // causal: the longest first
   a.keys_order.find(int(blockIdx.x), pair, tile);
-  pair += a.first_pair;
   int key = tile * kOwnRows, b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads);
   Interval seeing = rows_that_see(p, b, key, kOwnRows);
   int first = int(seeing.low) / kWalkRows * kWalkRows, high = int(seeing.high), i = first;
@@ -58,8 +54,6 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
       describe_rows(a.score, b, head, i, kWalkRows, p.query_len, int(threadIdx.x), memory.full());
       sync_block();
     }
-    std::uint32_t* ds = nullptr;
-    if (kBetween != Between::anything && a.ds) ds = a.ds_at(pair, head, key + warp_id() * 16, i) + lane;
     i += kWalkRows;
     if (i >= high) i = first, ++head;
     auto fetch_next = [&] {
@@ -99,11 +93,8 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
       };
       run.template operator()<false>();
     };
-    auto keep = [&](const std::uint32_t (&factors)[kWalkRows / 16][4]) {
-      if (ds) for_tile<kWalkRows / 16>([&](int n, int c) { ds[(n * 4 + c) * 32] = factors[n][c]; });
-    };
     Products::dkv(memory.own(0), memory.own(1), memory.walked(0, stage), memory.walked(1, stage), fetch_next, powers,
-                  slopes, keep, dk, dv);
+                  slopes, dk, dv);
   }
   copy_wait<0>();
   Products::finish(dk);
@@ -222,60 +213,6 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   store_dq<T, kWidth>(a, b, head, tile, dq);
 }
 
-// dq of the dS that dkv_mma_kernel has kept.
-template <class T, int kWidth>
-SEQKERN_INLINE void gradients_of_kept(const Gradients<T>& a) {
-  using Products = GroupProducts<T, kWidth>;
-  constexpr int kStages = 3, kKept = kWalkRows / 16, kKeptPieces = kOwnRows * 16 / 8;  // 16 keys by 128 rows at a time
-  SEQKERN_DYNAMIC_SHARED(shared);
-  const AttentionBackward& p = a.p;
-  T* memory = reinterpret_cast<T*>(shared);
-  auto k = [&](int stage) { return Walked<T, kWidth>{memory + stage * Walked<T, kWidth>::kSize}; };
-  auto ds = [&](int stage) { return k(kStages).data + stage * kOwnRows * kWalkRows; };
-  int which, tile;
-  a.rows_order.find(int(blockIdx.x), which, tile);
-  which += a.first_pair * int(p.group());
-  tile = a.rows_order.tiles - 1 - tile;  // causal: the longest first
-  int b = which / int(p.heads), head = which % int(p.heads), pair = which / int(p.group()), first = tile * kOwnRows;
-  Interval seen = keys_they_see(p, b, first, kOwnRows);
-  int key = int(seen.low) / kWalkRows * kWalkRows, high = int(seen.high), next = key;
-  auto fetch = [&](int stage) {
-    if (next < high) {
-      k(stage).fetch(a.keys(p.k, p.k_strides, b, head, next), int(p.head_dim));
-      SEQKERN_UNROLL
-      for (int i = 0; i < kKept; ++i) {
-        auto from = reinterpret_cast<const T*>(a.ds_at(pair, head, next + i * 16, first)) + threadIdx.x * 8;
-        copy_async<16>(ds(stage) + (i * kKeptPieces + threadIdx.x) * 8, from);
-      }
-      next += kWalkRows;
-    }
-    copy_commit();
-  };
-  static_assert(kKeptPieces == 32 * kGradientWarps);
-  fetch(0);
-  fetch(1);
-
-  int lane = lane_id(), group = warp_id() / 4;
-  Interval unit = keys_they_see(p, b, first + group * 64, 64);
-  typename Products::Sums dq = {};
-  for (int stage = 0; key < high; key += kWalkRows, stage = (stage + 1) % kStages) {
-    copy_wait<1>();
-    Products::fence();
-    sync_block();
-    fetch((stage + 2) % kStages);
-    if (unit.high <= key || unit.low >= key + kWalkRows) continue;
-    typename Products::Weights weights;  // the matrices kept, transposed, those off the diagonal in each other's place
-    int matrix = (group * 4 + warp_id() % 4) * 4 + lane / 8 % 2 * 2 + lane / 16;
-    SEQKERN_UNROLL
-    for (int i = 0; i < kKept; ++i)
-      load_matrices<true>(weights[i], ds(stage) + i * kKeptPieces * 8 + matrix * 64 + lane % 8 * 8);
-    Products::accumulate(weights, k(stage), dq);
-    Products::finish(dq);
-  }
-  copy_wait<0>();
-  store_dq<T, kWidth>(a, b, head, tile, dq);
-}
-
 template <class T, int kWidth, Between kBetween, class Products>
 __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ Gradients<T> a) {
   if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_keys<T, kWidth, kBetween, Products>(a);
@@ -283,11 +220,6 @@ __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __gr
 template <class T, int kWidth, Between kBetween, class Products>
 __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ Gradients<T> a) {
   if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_rows<T, kWidth, kBetween, Products>(a);
-}
-
-template <class T, int kWidth>
-__global__ void __launch_bounds__(32 * kGradientWarps, 2) dq_kept_kernel(const __grid_constant__ Gradients<T> a) {
-  if constexpr (SEQKERN_HOPPER) gradients_of_kept<T, kWidth>(a);
 }
 
 // Tile (b, head, 128 rows, 64 keys) of dmask, summed over the sequences and heads it was broadcast to.
@@ -351,12 +283,6 @@ __global__ void __launch_bounds__(32 * kGradientWarps, 2) dmask_mma_kernel(const
   if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_mask<T, kWidth, kBetween, Products>(a);
 }
 
-// Until it is known what is fastest where, SEQKERN_ATTENTION_BACKWARD chooses: "warps", "groups" computing dS again for
-// dq, or what is there otherwise.
-inline bool uses(const char* what) {
-  static const char* chosen = std::getenv("SEQKERN_ATTENTION_BACKWARD");
-  return chosen && std::strcmp(chosen, what) == 0;
-}
 // Whether the kernels can do this call: its types, widths, and rows that start at multiples of 16 bytes.
 inline bool fits_mma(const AttentionBackward& p) {
   if (p.dtype != DType::bf16 && p.dtype != DType::f16) return false;
@@ -372,21 +298,6 @@ inline BlockOrder order_of_keys(const AttentionInputs& p, index_t pairs) {
 }
 inline BlockOrder order_of_rows(const AttentionInputs& p, index_t pairs) {
   return {pairs * p.group(), p.query_len, p.causal ? p.key_len * (p.head_dim + p.value_dim) : 0};
-}
-
-// dS of how many pairs of sequence and key head is kept at a time: four rounds of blocks, or fewer where that takes
-// more than 1 GiB; 0 where dq computes it again.
-inline index_t kept_bytes(const AttentionBackward& p) {
-  return p.group() * round_up(p.query_len, kOwnRows) * round_up(p.key_len, kOwnRows) * 2;
-}
-inline index_t kept_pairs(const AttentionBackward& p) {
-  auto kernel = dq_kept_kernel<bf16, 64>;
-  bool keeps = fits_mma(p) && between(p) != Between::anything && p.query_len && p.key_len;
-  keeps = keeps && !uses("groups") && !uses("warps");
-  if (!keeps || !limits(reinterpret_cast<const void*>(kernel)).has_body) return 0;
-  index_t pairs = p.batch * p.kv_heads, most = min_of((index_t(1) << 30) / kept_bytes(p), pairs);
-  index_t rounds = min_of(ceil_div(4 * multiprocessors(), ceil_div(p.key_len, kOwnRows)), most);
-  return rounds ? ceil_div(pairs, ceil_div(pairs, rounds)) : 0;
 }
 
 // Which gradients tensor cores gave.
@@ -411,36 +322,15 @@ bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
   return launch_over(dkv, a.keys_order.blocks(), kBytes, a, stream) &&
          launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, a.rows_order.blocks(), kBytes, a, stream);
 }
-// The same, `at_once` pairs after the other, dS being kept in between.
-template <class T, int kWidth, Between kBetween>
-bool launch_kept(Gradients<T> a, index_t at_once, cudaStream_t stream) {
-  using P = GroupProducts<T, kWidth>;
-  const AttentionBackward& p = a.p;
-  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween, P::kStages>::kBytes;
-  constexpr std::size_t kKeptBytes = 3 * (Walked<T, kWidth>::kSize + kOwnRows * kWalkRows) * sizeof(T);
-  index_t pairs = p.batch * p.kv_heads;
-  for (index_t first = 0; first < pairs; first += at_once) {
-    index_t count = min_of(at_once, pairs - first);
-    a.first_pair = int(first), a.keys_order = order_of_keys(p, count), a.rows_order = order_of_rows(p, count);
-    auto dkv = dkv_mma_kernel<T, kWidth, kBetween, P>;
-    if (!launch_over(dkv, a.keys_order.blocks(), kBytes, a, stream)) return false;
-    if (!launch_over(dq_kept_kernel<T, kWidth>, a.rows_order.blocks(), kKeptBytes, a, stream)) return false;
-  }
-  return true;
-}
 template <class T, int kWidth, Between kBetween>
 Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   const AttentionBackward& p = a.p;
   const index_t sizes[4] = {p.batch, p.heads, p.query_len, p.key_len}, *step = p.dmask_strides;
   auto real = [&](int i) { return step[i] || sizes[i] == 1; };
   bool tiled = p.dmask && p.dmask_count && real(2) && real(3);
-  a.stores_dmask = tiled && real(0) && real(1) && !a.ds;
+  a.stores_dmask = tiled && real(0) && real(1);
   Given given{false, a.stores_dmask};
-  if constexpr (kBetween != Between::anything) {
-    given.inputs = a.ds && launch_kept<T, kWidth, kBetween>(a, kept_pairs(p), stream);
-    a.ds = nullptr;
-    given.inputs = given.inputs || (!uses("warps") && launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream));
-  }
+  if constexpr (kBetween != Between::anything) given.inputs = launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
   if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween, WarpProducts>(a, stream);
   if (!given.inputs) return {};
   if constexpr (kBetween != Between::interval)
@@ -451,7 +341,7 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
       auto kernel = dmask_mma_kernel<T, kWidth, kBetween, WarpProducts<T, kWidth>>;
       if constexpr (kBetween == Between::bias) {
         auto groups = dmask_mma_kernel<T, kWidth, kBetween, GroupProducts<T, kWidth>>;
-        if (!uses("warps") && limits(reinterpret_cast<const void*>(groups)).has_body) kernel = groups;
+        if (limits(reinterpret_cast<const void*>(groups)).has_body) kernel = groups;
       }
       given.mask = launch_over(kernel, blocks, bytes, a, stream);
     }

@@ -101,14 +101,6 @@ struct Gradients {
   unsigned char *keys_spoiled, *rows_spoiled;  // one for every sixteen, or null
   BlockOrder keys_order, rows_order;
   bool stores_dmask = false;  // with dq
-  int first_pair = 0;         // of those at hand
-  // dS of the pairs at hand, or null: [pair, head, 16 keys, 64 rows], of these [16 rows, matrix, 8 keys, 8 rows].
-  std::uint32_t* ds = nullptr;
-
-  SEQKERN_INLINE std::uint32_t* ds_at(int pair, int head, int key, int row) const {
-    index_t keys = ceil_div(p.key_len, kOwnRows) * kOwnRows, rows = ceil_div(p.query_len, kOwnRows) * kOwnRows;
-    return ds + (((pair - first_pair) * p.group() + head % int(p.group())) * keys + key) / 2 * rows + index_t(row) * 8;
-  }
 
   SEQKERN_INLINE const RowTerms* terms_of(int b, int head) const {
     return terms + (index_t(b) * p.heads + head) * p.query_len;

@@ -64,11 +64,11 @@ struct WarpProducts {
     }
   }
   // What a tile adds: powers(s, from) makes P of s = own walked', slopes(s, dp, from) makes dS of dp; meanwhile() is
-  // for the next tile's sake. A warpgroup shows keep() dS as left factors.
-  template <class Meanwhile, class Powers, class Slopes, class Keep>
+  // for the next tile's sake.
+  template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
                                  const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
-                                 Keep, Sums& dk, Sums& dv) {
+                                 Sums& dk, Sums& dv) {
     meanwhile();
     both(k, v, q, dout, [&](Tile<kAtOnce>& s, Tile<kAtOnce>& dp, int from) {
       powers(s, from);
@@ -136,10 +136,10 @@ struct GroupProducts {
     group_wait<0>(flat(dp));
     use(s, dp, 0);
   }
-  template <class Meanwhile, class Powers, class Slopes, class Keep>
+  template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
                                  const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
-                                 Keep keep, Sums& dk, Sums& dv) {
+                                 Sums& dk, Sums& dv) {
     Tile<kAll> s = {}, dp = {};
     Weights p, ds;
     group_fence();
@@ -154,7 +154,6 @@ struct GroupProducts {
     slopes(s, dp, 0);
     pack_all(ds, dp);
     accumulate(ds, q, dk);
-    keep(ds);
   }
   template <class Meanwhile, class Powers, class Slopes>
   SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,

@@ -2,9 +2,9 @@
 // intervals at most (causal, window, lengths).
 //
 // A block takes 128 query rows at a time, 64 a warpgroup, against 128 keys. A third warpgroup keeps two tiles of K and
-// two of V on their way into shared memory. Q K' of the next tile runs while softmax of the one before it does, and the
-// two warpgroups take turns to start products, so that those of one run during the softmax of the other. The
-// probabilities stay in registers, where P V wants its left factor, rounded to the storage type.
+// two of V on their way into shared memory. Q K' of the next tile runs while softmax of the one before it does; that the
+// warpgroups take turns to start products, besides, was 1 to 5 % slower on an H200. The probabilities stay in registers,
+// where P V wants its left factor, rounded to the storage type.
 //
 // What spoils a result, and what happens then: attention_mma.cuh.
 #pragma once
@@ -12,7 +12,7 @@
 
 namespace seqkern::cuda {
 
-template <class T, int kWidth, bool kTakeTurns>
+template <class T, int kWidth>
 struct GroupWalk {
   const AttentionForward& p;
   GroupBarriers& bars;
@@ -131,14 +131,6 @@ struct GroupWalk {
     for (int i = 0; i < kWidth / 2; ++i) out[i] *= factor[i / 2 % 2];
   }
 
-  // The warpgroups start their products in turn.
-  SEQKERN_INLINE void my_turn() const {
-    if (kTakeTurns) sync_at(1 + group, kGroups * kGroupThreads);
-  }
-  SEQKERN_INLINE void your_turn() const {
-    if (kTakeTurns) arrive_at(2 - group, kGroups * kGroupThreads);
-  }
-
   SEQKERN_INLINE void run(const GroupTile& tile) {
     start(tile);
     int begin, end;
@@ -152,12 +144,9 @@ struct GroupWalk {
     end_scores();
     softmax(begin * kGroupKeys, factor);
     round_weights();
-    if (group == 1 && begin + 1 < end) your_turn();
     for (int i = begin + 1; i < end; ++i) {
-      my_turn();
       begin_scores();
       begin_values();
-      if (group == 0 || i + 1 < end) your_turn();
       group_wait<1>(s);
       end_scores();
       softmax(i * kGroupKeys, factor);
@@ -196,7 +185,7 @@ struct GroupWalk {
   }
 };
 
-template <class T, int kWidth, bool kTakeTurns>
+template <class T, int kWidth>
 __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
     attention_wgmma_kernel(const __grid_constant__ AttentionForward p, Schedule schedule, unsigned char* spoiled) {
 #if SEQKERN_HOPPER
@@ -209,7 +198,7 @@ __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
     feed<T, kWidth>(p, schedule, bars[0], {shared});
   } else {
     take_registers<224>();
-    GroupWalk<T, kWidth, kTakeTurns> walk{p, bars[0], {shared}};
+    GroupWalk<T, kWidth> walk{p, bars[0], {shared}};
     for (int round = 0, n; (n = schedule.turn(round)) < schedule.count(); ++round) {
       GroupTile tile(p, schedule, n);
       walk.run(tile);
@@ -230,9 +219,9 @@ inline bool fits_wgmma(const AttentionForward& p) {
 }
 
 // False where the device or the build lacks what it takes.
-template <class T, int kWidth, bool kTakeTurns = true>
+template <class T, int kWidth>
 bool launch_wgmma(const AttentionForward& p, unsigned char* spoiled, cudaStream_t stream) {
-  auto kernel = attention_wgmma_kernel<T, kWidth, kTakeTurns>;
+  auto kernel = attention_wgmma_kernel<T, kWidth>;
   Launch l{{}, dim3((1 + kGroups) * kGroupThreads), std::size_t(GroupMemory<T, kWidth>::kBytes)};
   Limits most = limits(reinterpret_cast<const void*>(kernel));
   if (!most.has_body || l.shared_bytes + sizeof(GroupBarriers) > std::size_t(most.max_shared)) return false;
