@@ -6,13 +6,15 @@ import platform
 
 import numpy as np
 
-from seqkern import _cpu, _gpu
+from seqkern import _cpu
 from seqkern._precision import get_matmul_precision
 from seqkern._version import __version__
 
 
 def config() -> dict[str, str]:
     """The lines of `show_config`."""
+    from seqkern import _gpu
+
     available = _cpu.available_isas()
     return {
         "seqkern": __version__,
