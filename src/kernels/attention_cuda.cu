@@ -40,9 +40,6 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
   if (p.probs && walk.column == 0) walk.write_probs(team);
 }
 
-// What is masked may be NaN: whatever is looked at tile by tile can have such a position beside a live one.
-bool masks(const AttentionForward& p) { return p.mask || p.causal || p.left >= 0 || p.right >= 0; }
-
 template <class T>
 void forward(const AttentionForward& p, void* workspace, cudaStream_t stream) {
   index_t tiles = ceil_div(p.group() * p.query_len, kMine * kBlockWarps);
