@@ -1,8 +1,8 @@
 // Kernels over the rows of [rows, columns]: a row of up to 1024 columns belongs to a warp, a longer one to a block.
 //
 // A thread takes kWidth adjacent columns at a time: 16 bytes of the storage type where all rows start at multiples of
-// 16 bytes, else one column. What a kernel passes over more than once it keeps (KeptRow), as far as registers go; the rest
-// comes out of L1.
+// 16 bytes, else one column. What a kernel passes over more than once it keeps (KeptRow), as far as registers go;
+// the rest comes out of L1.
 #pragma once
 #include <initializer_list>
 

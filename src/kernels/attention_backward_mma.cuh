@@ -330,7 +330,8 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   bool tiled = p.dmask && p.dmask_count && real(2) && real(3);
   a.stores_dmask = tiled && real(0) && real(1);
   Given given{false, a.stores_dmask};
-  if constexpr (kBetween != Between::anything) given.inputs = launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
+  if constexpr (kBetween != Between::anything)
+    given.inputs = launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
   if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween, WarpProducts>(a, stream);
   if (!given.inputs) return {};
   if constexpr (kBetween != Between::interval)

@@ -2,9 +2,9 @@
 // intervals at most (causal, window, lengths).
 //
 // A block takes 128 query rows at a time, 64 a warpgroup, against 128 keys. A third warpgroup keeps two tiles of K and
-// two of V on their way into shared memory. Q K' of the next tile runs while softmax of the one before it does; that the
-// warpgroups take turns to start products, besides, was 1 to 5 % slower on an H200. The probabilities stay in registers,
-// where P V wants its left factor, rounded to the storage type.
+// two of V on their way into shared memory. Q K' of the next tile runs while softmax of the one before it does;
+// that the warpgroups take turns to start products, besides, was 1 to 5 % slower on an H200. The probabilities stay in
+// registers, where P V wants its left factor, rounded to the storage type.
 //
 // What spoils a result, and what happens then: attention_mma.cuh.
 #pragma once

@@ -26,7 +26,8 @@ struct BackStepWalk {
   static constexpr int kCells = kUnits * kRows > kThreads ? kUnits * kRows / kThreads : 1;  // of a thread
   // No gate damps what two parts of bfloat16 cut off of a vanilla RNN's gradients.
   static constexpr int kParts = G == 1 && std::is_same_v<T, bf16> ? 3 : 2;
-  static constexpr int kSteps = kGroups * kGroup, kHeldTiles = (kParts > 2 && kGroups < 4 ? 4 : 8) / kGroups;  // of a warp, in registers
+  static constexpr int kSteps = kGroups * kGroup;
+  static constexpr int kHeldTiles = (kParts > 2 && kGroups < 4 ? 4 : 8) / kGroups;  // of a warp, in registers
 
   const BackStepArguments& a;
   const RecurrentBackward& p;
