@@ -127,7 +127,7 @@ def biased() -> Iterator[Row]:
         return seqkern.scaled_dot_product_attention_backward(mine[4], saved)
 
     def theirs() -> Any:
-        out = torch.nn.functional.scaled_dot_product_attention(*leaves[:3], attn_mask=leaves[3])
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return torch.autograd.grad(out, leaves, dout)
 
     flops = 14 * batch * heads * length * length * width

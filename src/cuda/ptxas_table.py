@@ -15,7 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90a")
-NVCC = ("nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-prec-div=false", "-Iinclude", "-Isrc", "-Xptxas", "-v", "-c")
+NVCC = (
+    "nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-prec-div=false", "-Iinclude", "-Isrc",
+    "-Xptxas", "-v", "-c",
+)  # fmt: skip
 ENTRY = re.compile(
     r"Compiling entry function '(\S+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
     r".*?Used (\d+) registers([^\n]*)",

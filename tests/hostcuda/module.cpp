@@ -15,7 +15,11 @@ void configure(const std::string& order, bool deferred, std::uint64_t seed, int 
   hostcuda::config = {order == "reverse"  ? Order::reverse
                       : order == "random" ? Order::random
                                           : Order::forward,
-                      seed, deferred, max_shared, max_cluster, max_together};
+                      seed,
+                      deferred,
+                      max_shared,
+                      max_cluster,
+                      max_together};
 }
 
 }  // namespace

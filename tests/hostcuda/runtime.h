@@ -38,7 +38,7 @@ enum class Order { forward, reverse, random };
 struct Config {
   Order order = Order::forward;
   std::uint64_t seed = 1;
-  bool deferred = false;                         // asynchronous copies land at the wait, not at the issue
+  bool deferred = false;  // asynchronous copies land at the wait, not at the issue
   int max_shared = 227 * 1024, max_cluster = 8, max_together = 0;  // the device pretended; blocks at the same time
 };
 extern Config config;
@@ -93,10 +93,10 @@ void store_async(void* to, const void* value, int bytes, std::uint64_t* bar);
 // Warpgroup matrix products of the calling warp (wgmma.cpp).
 struct Wgmma {
   int columns;
-  bool transposed, accumulate;   // B: its columns adjacent
-  std::uint64_t a, b;            // descriptors
-  const std::uint32_t* left;     // [4], A from registers; null: from shared memory
-  float* d;                      // [columns / 2]
+  bool transposed, accumulate;  // B: its columns adjacent
+  std::uint64_t a, b;           // descriptors
+  const std::uint32_t* left;    // [4], A from registers; null: from shared memory
+  float* d;                     // [columns / 2]
   float (*value)(std::uint16_t);
   const unsigned char* shared = nullptr;
 };

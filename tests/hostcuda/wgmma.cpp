@@ -130,7 +130,9 @@ void wgmma(const Wgmma& mine) {
   });
 }
 
-void wgmma_commit() { collective(~0u, "wgmma.commit_group", nullptr, nullptr, [](auto...) { ++state().group; }); }
+void wgmma_commit() {
+  collective(~0u, "wgmma.commit_group", nullptr, nullptr, [](auto...) { ++state().group; });
+}
 
 void wgmma_wait(int pending) {
   State& s = state();
