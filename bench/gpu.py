@@ -206,7 +206,7 @@ def overhead() -> Iterator[Row]:
     """What a call costs before the GPU has anything to do."""
     x = torch.randn(1, 1, 16, 64, device="cuda", dtype=torch.bfloat16)
     given, f = cupy.from_dlpack(x), torch.nn.functional
-    calls = {
+    calls: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "softmax": (lambda: seqkern.softmax(given), lambda: f.softmax(x, -1)),
         "scaled_dot_product_attention": (
             lambda: seqkern.scaled_dot_product_attention(given, given, given),
