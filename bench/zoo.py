@@ -56,7 +56,8 @@ def torch_module(model: str) -> Any:
     except ImportError as error:
         raise UnsupportedError("it needs transformers, whose models are compared") from error
     config_name, class_name, _ = _HUGGING_FACE[model]
-    config = getattr(transformers, config_name)(attn_implementation="sdpa")
+    labels = {"num_labels": 1000} if model in (VIT, SWIN) else {}
+    config = getattr(transformers, config_name)(attn_implementation="sdpa", **labels)
     return getattr(transformers, class_name)(config).eval()
 
 
