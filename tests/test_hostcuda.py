@@ -173,9 +173,9 @@ FORWARD = "src/kernels/layer_forward.cuh"
 GRU, GEMM_MMA = "src/kernels/gru_cuda.cu", "src/cuda/gemm_mma.cuh"
 STEPS, BACK_STEPS = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward"))
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, MMA, DECODE, STREAM, FEED, WGMMA = (
+TILE, FLASH, SCORE, MMA, DECODE, STREAM, FEED, WGMMA = (
     f"src/kernels/attention_{name}"
-    for name in ("tile.cuh", "cuda.cu", "mma.cuh", "decode.cuh", "stream.cuh", "feed.cuh", "wgmma.cuh")
+    for name in ("tile.cuh", "cuda.cu", "score.cuh", "mma.cuh", "decode.cuh", "stream.cuh", "feed.cuh", "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 PIECES, PRODUCTS = (f"src/kernels/attention_gradient{name}.cuh" for name in ("", "_products"))
@@ -236,7 +236,7 @@ DEFECTS = [
     Defect("tensor cores: stage released early", MMA, "walk.scores(s);\n    sync_block();", "walk.scores(s);", FLASH),
     Defect("tensor cores: barrier missing before use", MMA, "// Q and K\n    sync_block();", "// Q and K", FLASH),
     Defect("tensor cores: dynamic shared overrun", MMA, "3 * 64 * kWidth", "3 * 63 * kWidth", FLASH),
-    Defect("tensor cores: misaligned vector access", MMA, "uintptr_t(data) % 16", "uintptr_t(data) % 2", FLASH),
+    Defect("tensor cores: misaligned vector access", SCORE, "uintptr_t(data) % 16", "uintptr_t(data) % 2", FLASH),
     Defect("attention: static shared overrun", FLASH, "(A, right, kSide * k", "(A, right, (kSide - 1) * k", FLASH),
     Defect("attention: divergent full-mask shuffle", DECODE, "if (i >= pieces) return;",
            "if (i >= pieces || lane_id() == 31) return;", FLASH),

@@ -229,9 +229,8 @@ __global__ void __launch_bounds__(32 * kMmaWarps, 2)
   if (spoiled && lane_id() == 0) spoiled[(pair * tiles + tile) * kMmaWarps + warp_id()] = wrong != 0;
 }
 
-// Whether rows start at multiples of 16 bytes, `count` values.
 inline bool starts_words(const void* data, const AttentionStrides& s, int count) {
-  return std::uintptr_t(data) % 16 == 0 && (s.batch | s.head | s.row) % count == 0;
+  return starts_words(data, s.batch | s.head | s.row, count);
 }
 // Whether the kernel can do this call: its types, widths, and rows that start at multiples of 16 bytes.
 inline bool fits_mma(const AttentionForward& p) {

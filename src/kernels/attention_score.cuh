@@ -37,9 +37,13 @@ inline bool masks(const AttentionInputs& p) { return p.mask || p.causal || p.lef
 // shared memory with the others; or whatever Score knows.
 enum class Between { interval, bias, anything };
 
-// `far`: from row to row; 128 of them are within 32 bits.
+// Whether rows start at multiples of 16 bytes, `count` values; `steps`: all strides, or-ed together.
+inline bool starts_words(const void* data, index_t steps, int count) {
+  return std::uintptr_t(data) % 16 == 0 && steps % count == 0;
+}
+// ... and are so near, `far` from row to row, that 128 of them are within 32 bits.
 inline bool starts_rows_whole(const void* data, index_t steps, index_t far) {
-  return std::uintptr_t(data) % 16 == 0 && steps % 8 == 0 && -(1 << 23) < far && far < 1 << 23;
+  return starts_words(data, steps, 8) && -(1 << 23) < far && far < 1 << 23;
 }
 inline Between between(const AttentionInputs& p) {
   if (p.slopes || p.softcap != 0 || p.dropout > 0) return Between::anything;
