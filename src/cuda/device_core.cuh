@@ -182,21 +182,6 @@ SEQKERN_INLINE void sync_warp() {
   __syncwarp();
 #endif
 }
-// A meeting of `threads` threads of the block, whole warps, at barrier `id` (1 to 15): who arrives does not wait.
-SEQKERN_INLINE void sync_at(int id, int threads) {
-#if SEQKERN_HOSTCUDA
-  hostcuda::barrier(id, threads, true, "bar.sync");
-#else
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
-SEQKERN_INLINE void arrive_at(int id, int threads) {
-#if SEQKERN_HOSTCUDA
-  hostcuda::barrier(id, threads, false, "bar.arrive");
-#else
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
 #if SEQKERN_HOSTCUDA
 template <class T>
 struct ShuffleOperand {

@@ -140,11 +140,9 @@ __global__ void groups(Word32* out) {
   for (float x : e) hash = hash * 31 + bit_cast<Word32>(x);
   out[128 + threadIdx.x] = hash;
   bool before = mbarrier_test(bar, 0);
-  sync_at(1, 128);
+  sync_block();
   mbarrier_arrive(bar);
   mbarrier_wait(bar, 0);
-  if (warp_id() == 3) arrive_at(2, 128);
-  else sync_at(2, 128);
   out[256 + threadIdx.x] = Word32(before) * 2 + Word32(mbarrier_test(bar, 0));
 #else
   (void)out;
