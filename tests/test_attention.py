@@ -132,10 +132,12 @@ def summed_to(bound: Array, shape: tuple[int, ...]) -> Array:
 
 
 def on_tensor_cores(arrays: tuple[Array, ...]) -> bool:
-    """Whether the backend under test rounds probabilities to the storage type: on a GPU, as all do."""
+    """Whether what is under test rounds probabilities to the storage type: as all GPUs do, and bf16 products."""
+    from seqkern import _cpu
     from seqkern.ops import attention
 
-    return attention._cpu.__name__.endswith("cuda") and arrays[0].itemsize == 2
+    tensor = attention._cpu.__name__.endswith("cuda") or _cpu.active_isa() in ("avx512_bf16", "amx")
+    return tensor and arrays[0].itemsize == 2
 
 
 def check(ops: ModuleType, shape: tuple[int, ...], name: str, dtypes: DTypes) -> None:

@@ -19,7 +19,7 @@ def test_available_isas() -> None:
     names = _cpu.available_isas()
     assert names and len(set(names)) == len(names)
     assert _cpu.active_isa() in names
-    assert set(names) <= {"scalar", "avx2", "avx512", "amx", "neon"}
+    assert set(names) <= {"scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon"}
 
 
 @pytest.mark.parametrize("name", _cpu.available_isas())

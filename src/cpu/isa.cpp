@@ -27,7 +27,7 @@ namespace {
 
 // Every name this architecture knows, plainest first, whether or not it is in this build.
 #if defined(__x86_64__)
-constexpr const char* kKnown[] = {"scalar", "avx2", "avx512", "amx"};
+constexpr const char* kKnown[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
 #elif defined(__aarch64__)
 constexpr const char* kKnown[] = {"scalar", "neon"};
 #else
@@ -39,6 +39,7 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 #if defined(SEQKERN_EMULATE_AMX)  // tests/amx: over AVX2, see there
@@ -50,7 +51,7 @@ bool has_amx() {
 // The CPU has tiles and bf16 products, the system saves them at a context switch, and this process may use them:
 // Linux hands out the large state on request only, for all threads of the process.
 bool has_amx() {
-  if (!has_avx512()) return false;
+  if (!has_avx512_bf16()) return false;
   constexpr unsigned kAvx512 = 0xe6, kTiles = 3u << 17;  // states in XCR0
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kOsxsave = 1u << 27;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
@@ -69,6 +70,7 @@ bool machine_has(const std::string& isa) {
 #if defined(__x86_64__)
   if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == "avx512") return has_avx512();
+  if (isa == "avx512_bf16") return has_avx512_bf16();
   if (isa == "amx") return has_amx();
 #endif
   return isa == "scalar" || isa == "neon";

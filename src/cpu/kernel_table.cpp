@@ -2,6 +2,8 @@
 // has no path of its own.
 #include "kernel_table.h"
 
+#include "kernels/types_cpu.h"
+
 #define SEQKERN_STRING_(x) #x
 #define SEQKERN_STRING(x) SEQKERN_STRING_(x)
 
@@ -15,15 +17,25 @@ SEQKERN_OTHER_KERNELS(SEQKERN_DECLARE)
 #else
 }  // namespace seqkern::SEQKERN_ISA
 namespace seqkern::SEQKERN_OTHERS {
-SEQKERN_OTHER_KERNELS(SEQKERN_DECLARE)
+SEQKERN_KERNELS(SEQKERN_DECLARE)
 }  // namespace seqkern::SEQKERN_OTHERS
 namespace seqkern::SEQKERN_ISA {
 #endif
 #undef SEQKERN_DECLARE
 
+// By the types of one call.
+template <auto Own, auto Other>
+constexpr auto either = []<class P>(void (*)(const P&)) {
+  return +[](const P& p) {
+    DType weight_dtype = p.dtype;
+    if constexpr (requires { p.weight_dtype; }) weight_dtype = p.weight_dtype;
+    owns(p.dtype, weight_dtype) ? Own(p) : Other(p);
+  };
+}(Own);
+
 extern const KernelTable kernels;
 const KernelTable kernels = {SEQKERN_STRING(SEQKERN_ISA),
-#define SEQKERN_ENTRY(name, Params) name,
+#define SEQKERN_ENTRY(name, Params) either<name, SEQKERN_OTHERS::name>,
                              SEQKERN_TILE_KERNELS(SEQKERN_ENTRY)
 #undef SEQKERN_ENTRY
 #define SEQKERN_ENTRY(name, Params) SEQKERN_OTHERS::name,

@@ -146,8 +146,8 @@ void linear_forward(const LinearForward& p) {
   for_types(p.dtype, p.weight_dtype, [&]<class T, class W>() { forward<T, W>(p); });
 }
 void linear_int8(const LinearInt8& p) {
-  if (p.dtype == DType::bf16) int8<bf16>(p);
-  else int8<float>(p);
+  if (p.dtype == DType::bf16) return int8<bf16>(p);
+  if constexpr (owns(DType::f32, DType::f32)) int8<float>(p);
 }
 void linear_backward(const LinearBackward& p) {
   for_types(p.dtype, p.weight_dtype, [&]<class T, class W>() { backward<T, W>(p); });

@@ -1,9 +1,10 @@
 // Gemm on the matrix unit: squares of 32 x 32 and bf16 parts (tile_product.h).
 //
-// Splitting costs, so all threads pack together: of a slab of k all panels of B, then A a group of panels at a time
-// into one of two buffers, and one barrier later everybody multiplies what is his. A slab is as deep as keeps a
-// panel in half of the first-level cache, a group of A stays in the second. Sums of slabs are added up in C, or,
-// where C is bf16, there is one slab. Slabs, squares and parts follow from shape and mode alone.
+// Splitting costs, so all threads pack A together: of a slab of k a group of panels at a time into one of two buffers,
+// and one barrier later everybody multiplies what is his. Panels of B are packed where they are first needed, or, where
+// all threads need all of them, together too. A slab is as deep as keeps a panel in half of the first-level cache, a
+// group of A stays in the second. Sums of slabs are added up in C, or, where C is bf16, there is one slab. Slabs,
+// squares and parts follow from shape and mode alone.
 #pragma once
 #include "tile_product.h"
 
@@ -28,9 +29,10 @@ class TileGemm {
     group = std::min(kGroup, blocks);
     left_size = group * panel_values(slab, parts.a);
     left = job.take<Half>(2 * left_size);
-    right = job.take<Half>(panels * panel_values(slab, parts.b));
+    keep = !by_columns || blocks > group;
+    right = job.take<Half>((keep ? panels : threads) * panel_values(slab, parts.b));
     row_masks = job.take<std::uint32_t>(2 * group);
-    column_masks = job.take<std::uint32_t>(panels);
+    column_masks = job.take<std::uint32_t>(keep ? panels : threads);
     again_size = slab * (kPanel<float> + 1);
     again = job.take<float>(kMasks ? threads * again_size : 0);
     auto body = [this](int rank, int n, Barrier& barrier) { work_of(rank, n, barrier); };
@@ -51,11 +53,14 @@ class TileGemm {
     index_t turn = 0;
     for (index_t k = 0; k < g.depth; k += slab) {
       index_t d = std::min(slab, g.depth - k);
-      if (k > 0) barrier.wait();  // for those who still read the slab before
-      for (index_t j = own.begin; j < own.end; ++j) {
-        Half* to = right + j * panel_values(d, parts.b);
+      auto pack_right = [&](index_t j) {
+        Half* to = right + slot(j, rank) * panel_values(d, parts.b);
         pack<false>(g.b.data, g.b.column_stride, g.b.row_stride, j, g.columns, k, d, parts.b, to);
-        column_masks[j] = kMasks ? wide_columns(to, d, parts.b) : 0;
+        column_masks[slot(j, rank)] = kMasks ? wide_columns(to, d, parts.b) : 0;
+      };
+      if (!by_columns) {
+        if (k > 0) barrier.wait();  // for those who still read the slab before
+        for (index_t j = own.begin; j < own.end; ++j) pack_right(j);
       }
       for (index_t first = 0; first < blocks; first += group, turn ^= 1) {
         Group a{first, std::min(first + group, blocks), left + turn * left_size, row_masks + turn * group};
@@ -67,8 +72,10 @@ class TileGemm {
         }
         barrier.wait();
         Range columns = by_columns ? own : Range{0, panels}, rows = by_columns ? Range{0, a.last - first} : part;
-        for (index_t j = columns.begin; j < columns.end; ++j)
-          for (index_t i = rows.begin; i < rows.end; ++i) square(a, i, j, k, d, again + rank * again_size);
+        for (index_t j = columns.begin; j < columns.end; ++j) {
+          if (by_columns && first == 0) pack_right(j);
+          for (index_t i = rows.begin; i < rows.end; ++i) square(a, i, j, k, d, rank);
+        }
       }
     }
   }
@@ -82,9 +89,13 @@ class TileGemm {
     else pack_tiles<Left, false>(from, stride, k_stride, count, d, parts, out);
   }
 
-  void square(const Group& left, index_t i, index_t j, index_t k, index_t d, float* scratch) {
-    const Half *a = left.values + i * panel_values(d, parts.a), *b = right + j * panel_values(d, parts.b);
-    std::uint32_t wide_row = left.masks[i], wide_column = column_masks[j];
+  // Where panel j of B lies.
+  index_t slot(index_t j, int rank) const { return keep ? j : rank; }
+
+  void square(const Group& left, index_t i, index_t j, index_t k, index_t d, int rank) {
+    const Half* a = left.values + i * panel_values(d, parts.a);
+    const Half* b = right + slot(j, rank) * panel_values(d, parts.b);
+    std::uint32_t wide_row = left.masks[i], wide_column = column_masks[slot(j, rank)];
     index_t row = (left.first + i) * kTilePanel, column = j * kTilePanel;
     index_t height = std::min(kTilePanel, g.rows - row), width = std::min(kTilePanel, g.columns - column);
     bool add = k > 0 || g.accumulate, last = k + d == g.depth, wide = wide_row || wide_column;
@@ -94,7 +105,7 @@ class TileGemm {
         return tile_product(parts, a, b, d, height, out, g.ldc);
     float sums[kTilePanel * kTilePanel];
     tile_product(parts, a, b, d, height, sums, kTilePanel);
-    if (wide) multiply_again(row, height, column, width, wide_row, wide_column, k, d, scratch, sums);
+    if (wide) multiply_again(row, height, column, width, wide_row, wide_column, k, d, again + rank * again_size, sums);
     if (add)
       for (index_t m = 0; m < height; ++m)
         for (index_t v = 0; v < width; v += L) {
@@ -126,6 +137,7 @@ class TileGemm {
   Parts parts;
   index_t blocks, panels;  // of A and B
   bool by_columns = true;
+  bool keep = false;  // whether panels of B are needed again after their first use
   index_t slab = 0, group = 0, left_size = 0, again_size = 0;
   Half *left = nullptr, *right = nullptr;
   std::uint32_t *row_masks = nullptr, *column_masks = nullptr;

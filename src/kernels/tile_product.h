@@ -1,4 +1,5 @@
-// Products of fp32 or bf16 factors on the matrix unit, in bf16 parts with fp32 sums.
+// Products of fp32 or bf16 factors on the matrix unit, in bf16 parts with fp32 sums; one product alone also where only
+// AVX512-BF16 is there, whose dot product of pairs does twice what FMA does.
 //
 //   a = a0 + a1 + a2,  b = b0 + b1 + b2,     a b = sum of ai bj over i + j < max(parts of a, parts of b)
 //
@@ -70,6 +71,7 @@ Parts parts_for(Precision mode, index_t rows, index_t depth, index_t rows_each) 
     if (!kExactA && !kExactB && mode == Precision::medium) p.a = 2;
     if (!kExactA && !kExactB && mode == Precision::high && depth < kManyTerms) p.a = 3;
     bool fp32_bound = mode == Precision::highest && !(kExactA && kExactB);
+    if (!kTileRegisters && p.products() > 1) return {};
     if (depth < (fp32_bound ? kSomeTerms : kTileDepth) || rows < rows_each * p.products()) return {};
     return p;
   }
@@ -96,6 +98,14 @@ SEQKERN_INLINE VecU next_part(Vec<float>& x, Vec<float>& y) {
   else return __builtin_convertvector(part.x, VecU) | __builtin_convertvector(part.y, VecU) << 16;
 }
 
+// The same with nothing left over; Exact: x and y are bf16 values.
+template <bool Along, bool Exact>
+SEQKERN_INLINE VecU last_part(Vec<float> x, Vec<float> y) {
+  if constexpr (Along) return narrow_beside(x, y);
+  else if constexpr (Exact) return bit_cast<VecU>(x) >> 16 | bit_cast<VecU>(y);
+  else return next_part<Along>(x, y);
+}
+
 template <class S>
 SEQKERN_INLINE Vec<float> load_upto(const S* p, index_t n) {
   constexpr int L = kLanes<float>;
@@ -110,9 +120,17 @@ SEQKERN_INLINE void pack_square(const S* from, index_t stride, index_t k_stride,
   constexpr int L = kLanes<float>, kLine = kTileRows / L;  // registers of a line
   constexpr index_t kPart = 2 * kTileRows * kLine;         // registers from one part to the next
   Vec<float> square[3][L];
+  auto put = [&](int part, int q, VecU v) {
+    if constexpr (Turn) square[part][q] = bit_cast<Vec<float>>(v);
+    else std::memcpy(out + part * kPart + q * kLine, &v, sizeof v);
+  };
   for (int q = 0; q < L; ++q) {
     Vec<float> x{}, y{};
-    if constexpr (Along) {
+    if constexpr (Along && std::is_same_v<S, bf16>) {  // as they lie
+      const S* p = from + q * stride;
+      put(0, q, q >= count ? VecU{} : depth >= 2 * L ? load_pairs(p) : load_pairs_n(p, int(depth)));
+      continue;
+    } else if constexpr (Along) {
       const S* p = from + q * stride;
       if (q < count) x = load_upto(p, depth), y = load_upto(p + L, depth - L);
     } else {
@@ -120,11 +138,8 @@ SEQKERN_INLINE void pack_square(const S* from, index_t stride, index_t k_stride,
       if (2 * q < depth) x = load_upto(p, count);
       if (2 * q + 1 < depth) y = load_upto(p + k_stride, count);
     }
-    for (int part = 0; part < parts; ++part) {
-      VecU v = next_part<Along>(x, y);
-      if constexpr (Turn) square[part][q] = bit_cast<Vec<float>>(v);
-      else std::memcpy(out + part * kPart + q * kLine, &v, sizeof v);
-    }
+    for (int part = 0; part < parts - 1; ++part) put(part, q, next_part<Along>(x, y));
+    put(parts - 1, q, last_part<Along, kOnePart<S>>(x, y));
   }
   if constexpr (Turn)
     for (int part = 0; part < parts; ++part) {
@@ -233,9 +248,48 @@ void tile_square(Parts parts, const Half* a, const Half* b, index_t chunks, floa
   }
 }
 
+// The product without tile registers, of one part each: eight rows of C at a time, and as many chunks as keep their
+// part of B in the first-level cache for all of them.
+inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t rows, float* c, index_t ldc) {
+  constexpr int L = kLanes<float>, kRows = 8, kVecs = kTilePanel / L;
+  constexpr index_t kChunks = 8, kStep = 2 * kTileValues;
+  for (index_t first = 0; first < std::max<index_t>(chunks, 1); first += kChunks)
+    for (index_t row = 0; row < rows; row += kRows) {
+      int height = int(std::min<index_t>(kRows, rows - row));
+      float* out = c + row * ldc;
+      Vec<float> sums[kRows][kVecs] = {};
+      if (first)
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m)
+          for (int v = 0; v < kVecs && m < height; ++v) sums[m][v] = load(out + m * ldc + v * L);
+      const Half* left = a + row / kTileRows * kTileValues + row % kTileRows * kTileDepth;
+      for (index_t chunk = first; chunk < std::min(chunks, first + kChunks); ++chunk)
+#pragma GCC unroll 4
+        for (int pair = 0; pair < kTileRows; ++pair) {
+          VecU line[kVecs];
+#pragma GCC unroll 8
+          for (int v = 0; v < kVecs; ++v)
+            std::memcpy(&line[v],
+                        b + chunk * kStep + v * L / kTileRows * kTileValues + pair * kTileDepth + v * L % kTileRows * 2,
+                        sizeof(VecU));
+#pragma GCC unroll 8
+          for (int m = 0; m < kRows; ++m) {
+            std::uint32_t values;
+            std::memcpy(&values, left + chunk * kStep + m * kTileDepth + 2 * pair, sizeof values);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVecs; ++v) sums[m][v] = dot_pairs(sums[m][v], splat(values), line[v]);
+          }
+        }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m)
+        for (int v = 0; v < kVecs && m < height; ++v) store(out + m * ldc + v * L, sums[m][v]);
+    }
+}
+
 // c[rows <= 32][32] = a packed panel of A times one of B; rows beyond `rows` are not written.
 inline void tile_product(Parts parts, const Half* a, const Half* b, index_t depth, index_t rows, float* c,
                          index_t ldc) {
+  if constexpr (!kTileRegisters) return pair_product(a, b, tile_chunks(depth), rows, c, ldc);
   float square[kTilePanel * kTilePanel];
   bool whole = rows == kTileRows || rows == kTilePanel;
   float* to = whole ? c : square;

@@ -1,12 +1,13 @@
-// AMX: eight registers ("tiles") of 16 rows by 64 bytes, and the only file where they show.
+// Products of bf16 values with fp32 sums, and the only file where AMX and AVX512-BF16 show.
 //
 //   C[16 rows, 16 fp32] += A[16 rows, 32 bf16] B[16 pairs of k, 16 columns of 2 bf16]
 //
-// Tiles 0-3 hold a 2 x 2 square of C, 4 and 5 two tiles of A, 6 and 7 two of B. Every tile in memory is 1 KiB
-// without gaps. Assembly instead of intrinsics: GCC 12's know nothing of the memory they read and write.
+// AMX has eight registers ("tiles") of 16 rows by 64 bytes: 0-3 hold a 2 x 2 square of C, 4 and 5 two tiles of A, 6 and
+// 7 two of B. Every tile in memory is 1 KiB without gaps. Assembly instead of intrinsics: GCC 12's know nothing of the
+// memory they read and write. AVX512-BF16 takes one pair of k for 16 columns: a line of a tile of B (dot_pairs).
 //
-// The unit rounds to nearest, takes subnormal inputs for zero and flushes subnormal results. An instruction set
-// without it has kTiles == false and functions that are never called.
+// Both round to nearest, take subnormal inputs for zero and flush subnormal results. An instruction set with neither
+// has kTiles == false and functions that are never called.
 #pragma once
 #include "vec.h"
 
@@ -17,7 +18,7 @@ inline constexpr int kTileDepth = 32;        // values of k in one tile
 inline constexpr index_t kTileValues = 512;  // bf16 values of one tile
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-inline constexpr bool kTiles = true;
+inline constexpr bool kTiles = true, kTileRegisters = true;
 
 // Tile registers have a shape, set for each thread before it uses them and given back afterwards: a thread
 // that holds none costs the kernel nothing at a context switch.
@@ -60,7 +61,12 @@ SEQKERN_INLINE void tile_dot() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 #else
+#if defined(__AVX512BF16__)
+inline constexpr bool kTiles = true;
+#else
 inline constexpr bool kTiles = false;
+#endif
+inline constexpr bool kTileRegisters = false;
 
 struct TileScope {
   explicit TileScope(bool) {}
@@ -74,5 +80,26 @@ void tile_store(float*, index_t) {}
 template <int C, int A, int B>
 void tile_dot() {}
 #endif
+
+// Values of x and then of y as bf16; a subnormal one may come out as zero.
+SEQKERN_INLINE VecU narrow_beside(Vec<float> x, Vec<float> y) {
+#if defined(__AVX512BF16__)
+  return bit_cast<VecU>(_mm512_cvtne2ps_pbh(y, x));
+#else
+  struct {
+    VecU16 x, y;
+  } both{narrow(x), narrow(y)};
+  return bit_cast<VecU>(both);
+#endif
+}
+
+// sum + the first of each pair times its like + the second.
+SEQKERN_INLINE Vec<float> dot_pairs(Vec<float> sum, [[maybe_unused]] VecU a, [[maybe_unused]] VecU b) {
+#if defined(__AVX512BF16__)
+  return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+#else
+  return sum;
+#endif
+}
 
 }  // namespace seqkern::SEQKERN_ISA

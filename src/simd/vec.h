@@ -65,6 +65,11 @@ SEQKERN_INLINE Vec<T> iota() {
 
 SEQKERN_INLINE Vec<float> widen(VecU16 v) { return bit_cast<Vec<float>>(__builtin_convertvector(v, VecU) << 16); }
 SEQKERN_INLINE VecU16 narrow(Vec<float> v) {
+#if defined(__AVX512BF16__)
+  constexpr int kSubnormal = 0x20;  // which the instruction takes for zero
+  if (!_mm512_fpclass_ps_mask(v, kSubnormal)) [[likely]]
+    return bit_cast<VecU16>(_mm512_cvtneps_pbh(v));
+#endif
   VecU u = bit_cast<VecU>(v);
   VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   VecU nan = (u >> 16) | 0x40u;

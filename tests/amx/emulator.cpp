@@ -209,7 +209,7 @@ void install_amx_emulator() {
 
 }  // namespace seqkern
 
-// For tests/test_amx.py: tile products, configurations loaded and given back so far.
+// For tests/test_tiles.py: tile products, configurations loaded and given back so far.
 extern "C" __attribute__((visibility("default"))) void seqkern_amx_counts(long* counts) {
   counts[0] = seqkern::dots, counts[1] = seqkern::configurations, counts[2] = seqkern::releases;
 }

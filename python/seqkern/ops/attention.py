@@ -211,8 +211,8 @@ def scaled_dot_product_attention(
     Returns out, or a tuple of out and, as asked for, lse ``[..., Lq]`` (natural log of the denominator) and the
     probabilities before dropout. A row that sees nothing gives 0 and lse -inf (with a sink, its logit, unless the row
     is padding). What is masked may hold NaN.
-    precision: of the two products of the forward pass where the machine has a matrix unit (AMX), for blocks of rows;
-    bfloat16 arrays take one product of their own values there and of probabilities rounded to bfloat16, as GPUs do.
+    precision: of the two products of the forward pass where the machine has AMX, for blocks of rows; bfloat16 arrays
+    take one product of their own values there, and on AVX512-BF16, and of probabilities rounded to it, as GPUs do.
     Elsewhere, while decoding, and backward, every mode is "highest".
     ValueError or TypeError for arguments that do not fit, naming the one.
     """

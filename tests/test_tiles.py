@@ -1,7 +1,7 @@
-"""Products on AMX: bf16 parts within the bounds of the modes, for every tail and every value.
+"""Products of bf16 parts (AMX, AVX512-BF16) within the bounds of the modes, for every tail and every value.
 
-They run where the machine has AMX, or in the build of `.ci/amx`, which carries its instructions out in software
-(tests/amx/emulator.cpp), checks their use as the hardware does, and counts them.
+They run where the machine has either, those of AMX also in the build of `.ci/amx`, which carries its instructions out
+in software (tests/amx/emulator.cpp), checks their use as the hardware does, and counts them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from support.recurrent_suite import check_backward, check_forward
 from test_linear import check, make
 from test_threads import check_thread_counts
 
-if "amx" not in _cpu.available_isas():
-    pytest.skip("no AMX here; `.ci/amx python -m pytest tests/test_amx.py` emulates it", allow_module_level=True)
+ISAS = [isa for isa in ("avx512_bf16", "amx") if isa in _cpu.available_isas()]
+if not ISAS:
+    pytest.skip("no bf16 products; `.ci/amx python -m pytest tests/test_tiles.py` has them", allow_module_level=True)
 MODES = ("highest", "high", "medium")
 SHORT = [d for d in DTYPES if d.name != "float64"]
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_dtype = pytest.mark.parametrize("dtypes", SHORT, ids=lambda d: d.name)
 
 
-@pytest.fixture(autouse=True)
-def amx() -> Iterator[None]:
+@pytest.fixture(autouse=True, params=ISAS)
+def tiled(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _cpu.active_isa()
-    _cpu.set_isa("amx")
-    yield
+    _cpu.set_isa(request.param)
+    yield request.param
     _cpu.set_isa(before)
 
 
@@ -56,7 +57,7 @@ def counts() -> Callable[[], tuple[int, int, int]]:
     """Tile products, configurations loaded and configurations given back so far, as the emulator saw them."""
     library = ctypes.CDLL(_cpu.__file__)
     if not hasattr(library, "seqkern_amx_counts"):
-        pytest.skip("real AMX counts nothing")
+        pytest.skip("only the emulator of AMX counts")
     numbers = (ctypes.c_long * 3)()
 
     def read() -> tuple[int, int, int]:
@@ -216,8 +217,8 @@ def test_rows_do_not_depend_on_their_number(threads: None) -> None:
 
 
 @pytest.mark.parametrize("side", ["start", "end"])
-def test_guard_pages(side: str) -> None:
-    result = run_worker("amx_worker.py", side)
+def test_guard_pages(side: str, tiled: str) -> None:
+    result = run_worker("tiles_worker.py", side, tiled, "products")
     assert result.returncode == 0 and "done" in result.stdout, result.stderr[-4000:]
 
 

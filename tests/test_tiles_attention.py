@@ -1,4 +1,4 @@
-"""Attention on AMX: within the bounds of the modes, for every tail, mask and value; see test_amx."""
+"""Attention in bf16 parts: within the bounds of the modes, for every tail, mask and value; see test_tiles."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import seqkern
-from seqkern import _cpu, reference
+from seqkern import reference
 from support.attention_bounds import attention_bounds
 from support.cases import BFLOAT16, FLOAT32, DTypes
 from support.compare import assert_bitwise_equal, assert_matches
 from support.process import run_worker
 from support.tolerance import finish
 from test_attention import OPTIONS, make, run, widened
-
-if "amx" not in _cpu.available_isas():
-    pytest.skip(
-        "no AMX here; `.ci/amx python -m pytest tests/test_amx_attention.py` emulates it", allow_module_level=True
-    )
-from test_amx import amx, counts  # noqa: F401 - fixtures, once it is clear that they run
+from test_tiles import counts, tiled  # noqa: F401 - fixtures; skips this module, too, where neither is there
 
 MODES = {"highest": 0.0, "high": 3 * 2.0**-18, "medium": 2.0**-8}
 each_mode = pytest.mark.parametrize("mode", MODES)
@@ -150,6 +145,6 @@ def test_packed_sequences() -> None:
 
 
 @pytest.mark.parametrize("side", ["start", "end"])
-def test_guard_pages(side: str) -> None:
-    result = run_worker("amx_worker.py", side, "attention")
+def test_guard_pages(side: str, tiled: str) -> None:  # noqa: F811
+    result = run_worker("tiles_worker.py", side, tiled, "attention")
     assert result.returncode == 0 and "done" in result.stdout, result.stderr[-4000:]

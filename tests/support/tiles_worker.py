@@ -1,4 +1,4 @@
-"""Products on AMX with every array next to an unmapped page; see test_amx. Usage: end|start [attention]"""
+"""Products of bf16 parts with every array next to an unmapped page; see test_tiles. end|start ISA products|attention"""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def attention() -> None:
                     )
 
 
-def main(side: str, what: str) -> None:
+def main(side: str, isa: str, what: str) -> None:
     GuardedAllocator(end=side == "end").install()
-    _cpu.set_isa("amx")
+    _cpu.set_isa(isa)
     if what == "attention":
         attention()
     else:
@@ -57,4 +57,4 @@ def products() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")
+    main(*sys.argv[1:])
