@@ -2,7 +2,8 @@
 //
 // Either factor may be transposed: a Matrix is a pointer and two strides, one of which is 1. Threads split C into a
 // grid; K is never split, so the result does not depend on the number of threads. Per thread: A is packed a group of
-// row blocks at a time, which stays in L2 while the panels of B go by, each packed into L1 where it is first needed.
+// row blocks at a time, which stays in L2 while the panels of B go by, each packed into L1 where it is first needed and
+// asked for while the one before it is multiplied.
 // What follows the product (bias, activation, residual: epilogue.h) is done to each block while it is in L1.
 #pragma once
 #include <algorithm>
@@ -43,6 +44,24 @@ void pack_right(const Matrix<S>& b, index_t column, index_t columns, index_t k, 
   const S* from = b.data + k * b.row_stride + column * b.column_stride;
   if (b.row_stride == 1 && b.column_stride != 1) pack_panel_transposed(from, b.column_stride, columns, depth, out);
   else pack_panel(from, b.row_stride, columns, depth, out);
+}
+
+// Asks for a share of `count` rows, that they be in L2 when they are needed. Inline, as all that do nothing else: the
+// compiler takes them for pure and drops the call.
+template <class S>
+SEQKERN_INLINE void fetch(const S* rows, index_t stride, index_t count, index_t length, index_t part, index_t parts) {
+  Range own = share(count, int(part), int(parts));
+  for (index_t r = own.begin; r < own.end; ++r)
+    for (index_t i = 0; i < length; i += 64 / index_t(sizeof(S))) __builtin_prefetch(rows + r * stride + i, 0, 2);
+}
+
+// A share of what pack_right will read.
+template <class S>
+SEQKERN_INLINE void fetch_right(const Matrix<S>& b, index_t column, index_t columns, index_t k, index_t depth,
+                                index_t part, index_t parts) {
+  const S* from = b.data + k * b.row_stride + column * b.column_stride;
+  if (b.row_stride == 1) fetch(from, b.column_stride, columns, depth, part, parts);
+  else fetch(from, b.row_stride, depth, columns, part, parts);
 }
 
 template <class SA, class SB, class SC>
@@ -138,30 +157,35 @@ class Gemm {
       block(blocks.begin(m), blocks.height(m), n, pa + (blocks.begin(m) - top) * d, panel(n), k, d);
     };
     for (index_t n = j.begin; n < j.end; ++n) {
-      if (first) pack_right(b, n * P, std::min<index_t>(P, columns - n * P), k, d, panel(n));
-      for (index_t m = i.begin; !shallow && m < i.end; ++m) tiles(m, n);
+      if (first) pack_right(b, n * P, width(n), k, d, panel(n));
+      for (index_t m = i.begin; !shallow && m < i.end; ++m) {
+        if (n + 1 < j.end && first) fetch_right(b, (n + 1) * P, width(n + 1), k, d, m - i.begin, i.end - i.begin);
+        else if (n + 1 < j.end) fetch(panel(n + 1), P, d, P, m - i.begin, i.end - i.begin);
+        tiles(m, n);
+      }
     }
     for (index_t m = i.begin; shallow && m < i.end; ++m)  // rows of C from end to end
       for (index_t n = j.begin; n < j.end; ++n) tiles(m, n);
   }
 
+  index_t width(index_t panel) const { return std::min<index_t>(P, columns - panel * P); }
+
   void block(index_t row, int mr, index_t j, const A* pa, const A* pb, index_t k, index_t d) {
     SC* out = c + row * ldc + j * P;
-    index_t width = std::min<index_t>(P, columns - j * P);
     bool add = k > 0 || accumulate, last = k + d == depth;
     if constexpr (kInPlace)
-      if (width == P) {
+      if (width(j) == P) {
         panel_product<A>(mr, pa, pb, d, out, ldc, add);
-        if (last && epilogue.any()) epilogue.apply(out, ldc, mr, width, j * P, c, ldc, row * ldc);
+        if (last && epilogue.any()) epilogue.apply(out, ldc, mr, width(j), j * P, c, ldc, row * ldc);
         return;
       }
     A sums[kMaxTileRows * P];
     if (add)
       for (int m = 0; m < mr; ++m)
         for (index_t v = 0; v < P; v += L)
-          store(sums + m * P + v, load_n(out + m * ldc + v, int(std::clamp<index_t>(width - v, 0, L))));
+          store(sums + m * P + v, load_n(out + m * ldc + v, int(std::clamp<index_t>(width(j) - v, 0, L))));
     panel_product<A>(mr, pa, pb, d, sums, P, add);
-    (last ? epilogue : Epilogue<SC>{}).apply(sums, P, mr, width, j * P, c, ldc, row * ldc);
+    (last ? epilogue : Epilogue<SC>{}).apply(sums, P, mr, width(j), j * P, c, ldc, row * ldc);
   }
 
   int grid_rows = 1, grid_columns = 1;

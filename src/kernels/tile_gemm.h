@@ -74,7 +74,12 @@ class TileGemm {
         Range columns = by_columns ? own : Range{0, panels}, rows = by_columns ? Range{0, a.last - first} : part;
         for (index_t j = columns.begin; j < columns.end; ++j) {
           if (by_columns && first == 0) pack_right(j);
-          for (index_t i = rows.begin; i < rows.end; ++i) square(a, i, j, k, d, rank);
+          for (index_t i = rows.begin; i < rows.end; ++i) {
+            if (by_columns && first == 0 && j + 1 < columns.end)
+              fetch_right(g.b, (j + 1) * kTilePanel, std::min(kTilePanel, g.columns - (j + 1) * kTilePanel), k, d,
+                          i - rows.begin, rows.end - rows.begin);
+            square(a, i, j, k, d, rank);
+          }
         }
       }
     }
