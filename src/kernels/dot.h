@@ -6,17 +6,23 @@
 // holds as many (row, unit) sums as it has lanes and they are reduced together by one tree, so the order of
 // summation is the same for every M and every split of the units over threads.
 //
-// bf16 weights can be read a register of pairs at a time: the even ones are shifted up, the odd ones masked, one
-// operation each where widening in order takes two. Their left factor is split to match (split_place).
+// bf16 weights can be read a register of pairs at a time. Where the left factor is bf16 as well and the machine
+// multiplies pairs, that is all; otherwise the even ones are shifted up and the odd ones masked, one operation each
+// where widening in order takes two, and their left factor is split to match (split_place).
 #pragma once
-#include "simd/vec.h"
+#include "simd/tiles.h"
 
 namespace seqkern::SEQKERN_ISA {
+
+// Whether rows of S meet weights of W in pairs.
+template <class S, class W>
+inline constexpr bool kDotPairs = kTiles && std::is_same_v<S, bf16> && std::is_same_v<W, bf16>;
 
 // MR rows times lanes / MR units. With fewer units than that the missing ones repeat the last, unstored.
 template <int MR, bool Whole, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth) {
-  constexpr int L = kLanes<A>, NU = L / MR;
+  constexpr bool kPairs = kDotPairs<S, W>;
+  constexpr int L = kLanes<A>, NU = L / MR, kStep = kPairs ? 2 * L : L;
   Vec<A> acc[L] = {};
   // A pointer for every fourth unit: sixteen would not fit the registers.
   constexpr int kSpan = Whole && NU % 4 == 0 ? 4 : 1;
@@ -24,27 +30,36 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
 #pragma GCC unroll 16
   for (int u = 0; u < NU; u += kSpan) rows[u / kSpan] = weight + (Whole || u < units ? u : units - 1) * ldw;
   auto step = [&](index_t k, auto read) {
-    Vec<A> av[MR];
+    std::conditional_t<kPairs, VecU, Vec<A>> av[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) av[m] = read(a + m * lda + k);
 #pragma GCC unroll 16
     for (int u = 0; u < NU; ++u) {
-      Vec<A> w = read(rows[u / kSpan] + u % kSpan * ldw + k);
+      auto w = read(rows[u / kSpan] + u % kSpan * ldw + k);
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) acc[m * NU + u] = av[m] * w + acc[m * NU + u];
+      for (int m = 0; m < MR; ++m)
+        if constexpr (kPairs) acc[m * NU + u] = dot_pairs(acc[m * NU + u], av[m], w);
+        else acc[m * NU + u] = av[m] * w + acc[m * NU + u];
     }
   };
+  auto whole = [](const auto* p) {
+    if constexpr (kPairs) return load_pairs(p);
+    else return load(p);
+  };
   index_t k = 0;
-  auto whole = [](const auto* p) { return load(p); };
-  for (; k + 2 * L <= depth; k += 2 * L) {  // a cache line of every unit
+  for (; k + 2 * kStep <= depth; k += 2 * kStep) {  // cache lines of every unit
     step(k, whole);
-    step(k + L, whole);
+    step(k + kStep, whole);
   }
-  if (k + L <= depth) {
+  if (k + kStep <= depth) {
     step(k, whole);
-    k += L;
+    k += kStep;
   }
-  if (int tail = int(depth - k)) step(k, [tail](const auto* p) { return load_n(p, tail); });
+  if (int tail = int(depth - k))
+    step(k, [tail](const auto* p) {
+      if constexpr (kPairs) return load_pairs_n(p, tail);
+      else return load_n(p, tail);
+    });
   return sum_each<A>(acc);
 }
 

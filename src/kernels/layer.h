@@ -26,18 +26,22 @@ index_t unit_block(index_t batch) {
   return packs(batch) ? kPanel<A> : kLanes<A>;
 }
 
-// The left factor of a product, [rows, depth], written unit by unit and read by every thread. Packed: blocks
-// of rows, k-major. Otherwise: rows, split where W is bf16 (split_place), padded so that they do not
-// share cache sets.
+// The left factor of a product, [rows, depth], written unit by unit and read by every thread. Packed: blocks of rows,
+// k-major. Otherwise: rows, padded so that they do not share cache sets; of bf16 values (in_pairs: kDotPairs), or split
+// where W is bf16 (split_place).
 template <class A, class W = A>
 struct Operand {
   index_t rows, depth;
-  bool packed;
+  bool packed, in_pairs;
   A* data = nullptr;
   TileRows tiles;  // in use when it has parts
 
-  Operand(index_t rows_, index_t depth_, int parts = 0)
-      : rows(rows_), depth(depth_), packed(packs(rows_) && !parts), tiles{rows, depth, parts} {}
+  Operand(index_t rows_, index_t depth_, int parts = 0, bool pairs = false)
+      : rows(rows_),
+        depth(depth_),
+        packed(packs(rows_) && !parts),
+        in_pairs(pairs && !packs(rows_)),
+        tiles{rows, depth, parts} {}
   void take(Job& job) {
     data = job.take<A>(size());
     clear_gaps();
@@ -46,7 +50,8 @@ struct Operand {
   index_t stride() const { return round_up(depth, kDotStep<W> > 16 ? kDotStep<W> : 16) + 16; }
   index_t size() const { return packed ? rows * depth : rows * stride(); }
   RowBlocks blocks() const { return RowBlocks(rows); }
-  bool split() const { return kDotParts<W> > 1 && !packed && !tiles.parts; }
+  bool split() const { return kDotParts<W> > 1 && !packed && !in_pairs && !tiles.parts; }
+  bf16* pairs() const { return reinterpret_cast<bf16*>(data); }
   void clear_gaps() const {
     if (split()) std::memset(data, 0, std::size_t(size()) * sizeof(A));
   }
@@ -54,8 +59,10 @@ struct Operand {
   // values k .. k+n of one row
   template <class Lanes>
   SEQKERN_INLINE void put(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, Lanes n) const {
-    if constexpr (std::is_same_v<A, float>)
+    if constexpr (std::is_same_v<A, float>) {
       if (tiles.parts) tiles.put(row, k, v, n);
+      if (in_pairs) return store_n(pairs() + row * stride() + k, v, n);
+    }
     if (!packed && !split()) return store_n(data + row * stride() + k, v, n);
     A flat[kLanes<A>];
     store(flat, v);
@@ -143,9 +150,9 @@ struct GateWeight {
   // ... or from rows in place, split where W is bf16.
   template <class S>
   SEQKERN_INLINE void dot(const S* a, index_t lda, index_t count, index_t b, int first, int last, A* out) const {
+    constexpr bool kSplit = kDotParts<W> > 1 && !kDotPairs<S, W>;
     for (int g = first; g < last; ++g)
-      dot_blocks<(kDotParts<W> > 1)>(count, a, lda, rows(b, g), stride, width(b), depth, out + g * block,
-                                     gates * block);
+      dot_blocks<kSplit>(count, a, lda, rows(b, g), stride, width(b), depth, out + g * block, gates * block);
   }
 };
 

@@ -44,7 +44,8 @@ class ForwardLayer {
         input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block},
         hidden{static_cast<const W*>(p.weight_hh), H, S, G, block},
         projection{static_cast<const W*>(p.weight_hr), S, H, 1, block},
-        state{Operand<A, W>(N, S, on_tiles() ? split.a : 0), Operand<A, W>(N, S, on_tiles() ? split.a : 0)},
+        state{Operand<A, W>(N, S, on_tiles() ? split.a : 0, kDotPairs<T, W>),
+              Operand<A, W>(N, S, on_tiles() ? split.a : 0, kDotPairs<T, W>)},
         full(N, H, on_tiles() ? inner.a : 0),
         single(p.seq_len == 1 && !packs(N)) {}
 
@@ -81,7 +82,7 @@ class ForwardLayer {
     } else if (p.seq_len >= kAlignSteps) {
       hidden.take_aligned(job);
     }
-    if (!pack && kDotParts<W> > 1) {
+    if (!pack && !kInPlace) {
       split_x = Operand<A, W>(chunk * N, p.input_size);
       split_x.packed = false;
       split_x.data = job.take<A>(threads * split_x.size());
@@ -173,12 +174,13 @@ class ForwardLayer {
   }
 
   // Rows of x as few rows are multiplied: where they lie, or split where W is bf16.
+  static constexpr bool kInPlace = kDotParts<W> == 1 || kDotPairs<T, W>;
   struct FewRows {
-    const std::conditional_t<kDotParts<W> == 1, T, A>* data;
+    const std::conditional_t<kInPlace, T, A>* data;
     index_t stride;
   };
   FewRows few_rows(const T* x, index_t rows, int rank) const {
-    if constexpr (kDotParts<W> == 1) return {x, p.input_size};
+    if constexpr (kInPlace) return {x, p.input_size};
     else {
       A* split_rows_of = split_x.data + rank * split_x.size();
       split_rows<W>(rows, x, p.input_size, split_rows_of, split_x.stride());
@@ -275,7 +277,9 @@ class ForwardLayer {
     } else {
       auto products_at = [&](index_t b) { return out + (b - own.begin) * N * w.gates * block; };
       each_block([&](index_t b) {
-        w.dot(a.data, a.stride(), rows, b, first, last, products_at(b));
+        if (!a.in_pairs) w.dot(a.data, a.stride(), rows, b, first, last, products_at(b));
+        if constexpr (kDotPairs<T, W>)
+          if (a.in_pairs) w.dot(a.pairs(), a.stride(), rows, b, first, last, products_at(b));
         beside(b);
       });
       for (index_t b = own.begin; b < own.end; ++b) f(b, Rows{0, int(N), int(rows)}, products_at(b));
