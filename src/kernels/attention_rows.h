@@ -102,19 +102,20 @@ class AttentionRows {
     }
   }
 
-  // Scores of keys [begin, end) into exponentials, with the running maximum and sum; out follows a new maximum.
-  // `gated`: what is masked becomes -0.
-  void softmax(Block& x, int r, index_t key, index_t begin, index_t end, A* s, A* out, bool gated) const {
+  // Scores of keys [begin, end), still to be multiplied by `scale`, into exponentials, with the running maximum and
+  // sum; out follows a new maximum. `gated`: what is masked becomes -0.
+  void softmax(Block& x, int r, index_t key, index_t begin, index_t end, A* s, A* out, bool gated, A scale = 1) const {
     constexpr A lowest = -__builtin_huge_val();
     const QueryRow<A>& row = x.row[r];
-    bool ready = score.ready(row, begin) && score.ready(row, end - L);
+    bool ready = score.ready(row, begin) && score.ready(row, end - L) && scale > 0;
     V top = splat(lowest);
     for (index_t j = begin; j < end; j += L) {
       V v = load(s + j - key);
-      if (!ready) store(s + j - key, v = score(v, row, j));
+      if (!ready) store(s + j - key, v = score(v * scale, row, j));
       top = max(v, top);
     }
-    A highest = max_lanes(top), before = x.max[r];
+    if (!ready) scale = 1;
+    A highest = max_lanes(top) * scale, before = x.max[r];
     if (highest > before) {
       V factor = power(splat(before - highest));
       for (index_t d = 0; d < Dv; d += L) store(out + d, load(out + d) * factor);
@@ -123,7 +124,7 @@ class AttentionRows {
     }
     V base = splat(x.max[r] == lowest ? A(0) : x.max[r]), sum{};
     for (index_t j = begin; j < end; j += L) {
-      V v = load(s + j - key), e = power(v - base);
+      V v = load(s + j - key), e = power(v * scale - base);
       sum = sum + e;
       store(s + j - key, gated && !ready ? (v == lowest ? splat(A(-0.0)) : e) : e);
     }

@@ -20,17 +20,14 @@ inline constexpr float kLogBase<float> = 1.44269504f;
 
 // base^x for x <= 0; exactly 0 below the smallest normal number. 2^r on [-1/2, 1/2]: relative error 2e-9.
 SEQKERN_INLINE Vec<float> power(Vec<float> x) {
-  constexpr float kRound = 12582912.0f;
-  Vec<float> biased = x + kRound, r = x - (biased - kRound);
-  VecI n = bit_cast<VecI>(biased) - bit_cast<std::int32_t>(kRound);
+  Vec<float> n = nearest(x), r = x - n;
   Vec<float> q = 1.53458110e-4f * r + 1.33999309e-3f;
   q = q * r + 9.61848907e-3f;
   q = q * r + 5.55032864e-2f;
   q = q * r + 0.240226462f;
   q = q * r + 0.693147182f;
   q = q * r + 1.0f;
-  q = q * bit_cast<Vec<float>>((n + 127) << 23);
-  return x < -126.0f ? Vec<float>{} : q;
+  return scale_or_zero(q, n);
 }
 SEQKERN_INLINE Vec<double> power(Vec<double> x) { return exp(x); }
 

@@ -52,7 +52,7 @@ class TileAttention : AttentionRows<T, 2 * kTilePanel> {
     packed = job.take<Half>(plan.wave * head_size);
     query_size = 2 * panel_values(D, of_score.a);
     halves = job.take<Half>(plan.threads * (query_size + panel_values(kKeyBlock, of_value.a)));
-    scratch_size = 2 * kTilePanel * (kKeyBlock + Dv) + kTilePanel * (D + kTilePanel);
+    scratch_size = 2 * kTilePanel * (kKeyBlock + Dv) + kTilePanel * D;
     scratch = job.take<float>(plan.threads * scratch_size);
     bad = job.take<std::uint8_t>(pairs);
     auto list = job.take<index_t>(pairs);
@@ -127,12 +127,13 @@ class TileAttention : AttentionRows<T, 2 * kTilePanel> {
     this->start(x, out);
     for (int i = 0; i < x.rows; i += kTilePanel)
       rows_of_panel(x, slot, i, std::min<int>(kTilePanel, x.rows - i), query + (i ? query_size / 2 : 0), probs,
-                    s + i * kKeyBlock, out + i * Dv, space);
+                    s + i * kKeyBlock, out + i * Dv);
     this->finish(x, out);
   }
 
-  void rows_of_panel(Block& x, index_t slot, int first, int rows, const Half* query, Half* probs, float* s, float* out,
-                     float* sums) const {
+  void rows_of_panel(Block& x, index_t slot, int first, int rows, const Half* query, Half* probs, float* s,
+                     float* out) const {
+    float scale = kOnePart<T> ? float(score.query_scale()) : 1.0f;
     index_t low = p.key_len, high = 0;
     for (int r = first; r < first + rows; ++r) low = std::min(low, x.row[r].low), high = std::max(high, x.row[r].high);
     low = low / kTilePanel * kTilePanel, high = round_up(high, kTilePanel);
@@ -141,25 +142,15 @@ class TileAttention : AttentionRows<T, 2 * kTilePanel> {
       if (begin >= end) continue;
       for (index_t j = begin; j < end; j += kTilePanel)
         tile_product(of_score, query, key_panel(slot, j / kTilePanel), D, rows, s + j - key, kKeyBlock);
-      if constexpr (kOnePart<T>) scale(rows, begin - key, end - key, s);
       for (int r = 0; r < rows; ++r)
-        this->softmax(x, first + r, key, begin, end, s + r * kKeyBlock, out + r * Dv, false);
+        this->softmax(x, first + r, key, begin, end, s + r * kKeyBlock, out + r * Dv, false, scale);
       pack_tiles<true, true>(s + begin - key, kKeyBlock, 1, rows, end - begin, of_value.a, probs);
       index_t skipped = panel_values(begin - key, of_value.b);
       for (index_t v = 0; v < Dv; v += kTilePanel) {
         const Half* values = value_panel(slot, key / kKeyBlock, v / kTilePanel) + skipped;
-        tile_product(of_value, probs, values, end - begin, rows, sums, kTilePanel);
-        for (int r = 0; r < rows; ++r)
-          for (index_t d = 0; d < kTilePanel; d += L)
-            store(out + r * Dv + v + d, load(out + r * Dv + v + d) + load(sums + r * kTilePanel + d));
+        tile_product(of_value, probs, values, end - begin, rows, out + v, Dv, true);
       }
     }
-  }
-
-  void scale(int rows, index_t begin, index_t end, float* s) const {
-    for (int r = 0; r < rows; ++r)
-      for (index_t j = begin; j < end; j += L)
-        store(s + r * kKeyBlock + j, load(s + r * kKeyBlock + j) * score.query_scale());
   }
 
   Parts of_score, of_value;

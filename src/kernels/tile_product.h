@@ -250,7 +250,7 @@ void tile_square(Parts parts, const Half* a, const Half* b, index_t chunks, floa
 
 // The product without tile registers, of one part each: eight rows of C at a time, and as many chunks as keep their
 // part of B in the first-level cache for all of them.
-inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t rows, float* c, index_t ldc) {
+inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t rows, float* c, index_t ldc, bool add) {
   constexpr int L = kLanes<float>, kRows = 8, kVecs = kTilePanel / L;
   constexpr index_t kChunks = 8, kStep = 2 * kTileValues;
   for (index_t first = 0; first < std::max<index_t>(chunks, 1); first += kChunks)
@@ -258,7 +258,7 @@ inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t r
       int height = int(std::min<index_t>(kRows, rows - row));
       float* out = c + row * ldc;
       Vec<float> sums[kRows][kVecs] = {};
-      if (first)
+      if (first || add)
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m)
           for (int v = 0; v < kVecs && m < height; ++v) sums[m][v] = load(out + m * ldc + v * L);
@@ -286,18 +286,22 @@ inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t r
     }
 }
 
-// c[rows <= 32][32] = a packed panel of A times one of B; rows beyond `rows` are not written.
-inline void tile_product(Parts parts, const Half* a, const Half* b, index_t depth, index_t rows, float* c,
-                         index_t ldc) {
-  if constexpr (!kTileRegisters) return pair_product(a, b, tile_chunks(depth), rows, c, ldc);
+// c[rows <= 32][32] = a packed panel of A times one of B, or that much more (add); rows beyond `rows` are not written.
+inline void tile_product(Parts parts, const Half* a, const Half* b, index_t depth, index_t rows, float* c, index_t ldc,
+                         bool add = false) {
+  if constexpr (!kTileRegisters) return pair_product(a, b, tile_chunks(depth), rows, c, ldc, add);
   float square[kTilePanel * kTilePanel];
-  bool whole = rows == kTileRows || rows == kTilePanel;
+  bool whole = !add && (rows == kTileRows || rows == kTilePanel);
   float* to = whole ? c : square;
   index_t stride = whole ? ldc : kTilePanel;
   if (rows <= kTileRows) tile_square<1>(parts, a, b, tile_chunks(depth), to, stride);
   else tile_square<2>(parts, a, b, tile_chunks(depth), to, stride);
   if (whole) return;
-  for (index_t m = 0; m < rows; ++m) std::memcpy(c + m * ldc, square + m * kTilePanel, kTilePanel * sizeof(float));
+  for (index_t m = 0; m < rows; ++m)
+    for (index_t v = 0; v < kTilePanel; v += kLanes<float>) {
+      Vec<float> sum = load(square + m * kTilePanel + v);
+      store(c + m * ldc + v, add ? load(c + m * ldc + v) + sum : sum);
+    }
 }
 
 }  // namespace seqkern::SEQKERN_ISA

@@ -227,6 +227,26 @@ SEQKERN_INLINE V min(V a, V b) {
   return a < b ? a : b;
 }
 
+// The nearest whole number, for |v| < 2^22, and infinities.
+SEQKERN_INLINE Vec<float> nearest(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_roundscale_ps(__mmask16(-1), v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+  return (v + kRound) - kRound;
+#endif
+}
+
+// v * 2^n for whole n in [-126, 127]; 0 where n is smaller or -infinity.
+SEQKERN_INLINE Vec<float> scale_or_zero(Vec<float> v, Vec<float> n) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, splat(-126.0f), _CMP_NLT_UQ), v, n);
+#else
+  VecI power = __builtin_convertvector(n, VecI) + 127;
+  return n < -126.0f ? Vec<float>{} : v * bit_cast<Vec<float>>(power << 23);
+#endif
+}
+
 // v * 2^n for whole n in [-252, 254]: right for subnormal results as well.
 SEQKERN_INLINE Vec<float> scale_by_power(Vec<float> v, VecI n) {
 #if defined(__AVX512F__)
