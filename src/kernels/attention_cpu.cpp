@@ -73,7 +73,7 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
   }
 
   struct Tile : Block {
-    index_t low[kQueryBlock], high[kQueryBlock];  // keys of every row block, in whole panels
+    index_t low[kQueryBlock], high[kQueryBlock];  // keys of every row block, from the start of a panel
   };
 
   void tile(index_t pair, index_t slot, index_t t, A* space) const {
@@ -87,7 +87,7 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
       for (index_t r = blocks.begin(i); r < blocks.begin(i + 1); ++r)
         low = std::min(low, x.row[r].low), high = std::max(high, x.row[r].high);
       x.low[i] = low / P * P;
-      x.high[i] = std::max(round_up(high, P), x.low[i]);
+      x.high[i] = std::max(high, x.low[i]);
       pack_queries(x, blocks, i, query);
     }
     walk(x, blocks, query, keys_of(slot), values_of(slot), s, out, false);
@@ -98,7 +98,7 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
 
   void pack_queries(const Tile& x, const RowBlocks& blocks, index_t i, A* query) const {
     int mr = blocks.height(i);
-    A *to = query + blocks.begin(i) * D, scale = score.query_scale();
+    A* to = query + blocks.begin(i) * D;
     // Rows of one head are a constant stride apart; a block may span two heads.
     for (int m = 0; m < mr;) {
       const QueryRow<A>& row = x.row[blocks.begin(i) + m];
@@ -109,10 +109,6 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
         for (int n = 0; n < count; ++n)
           for (index_t d = 0; d < D; ++d) to[d * mr + m + n] = from_storage(from[n * p.q_strides.row + d]);
       m += count;
-    }
-    for (index_t e = 0; e < mr * D; e += L) {
-      int n = int(std::min<index_t>(L, mr * D - e));
-      store_n(to + e, load_n(to + e, n) * scale, n);
     }
   }
 
@@ -142,7 +138,8 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
       products(x, blocks, key, query, keys, s);
       seen(x, blocks, key, [&](index_t i, index_t begin, index_t end) {
         for (index_t r = blocks.begin(i); r < blocks.begin(i + 1); ++r)
-          this->softmax(x, int(r), key, begin, end, s + r * kKeyBlock, out + r * Dv, gated);
+          this->softmax(x, int(r), key, begin, round_up(end, L), s + r * kKeyBlock, out + r * Dv, gated,
+                        score.query_scale());
       });
       for (index_t v = 0; v < Dv; v += P)
         seen(x, blocks, key, [&](index_t i, index_t begin, index_t end) {
@@ -184,7 +181,7 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
           A inverse = 1 / x.sum[r];
           if (x.sum[r] == 0) continue;
           for (index_t j = begin; j < std::min(end, p.key_len); j += L) {
-            V v = score(load(s + r * kKeyBlock + j - key), x.row[r], j);
+            V v = score(load(s + r * kKeyBlock + j - key) * score.query_scale(), x.row[r], j);
             store_n(row_at(r) + j, power(v - base) * inverse, int(std::min<index_t>(L, p.key_len - j)));
           }
         }
