@@ -15,20 +15,20 @@
 #include "seqkern/softmax.h"
 
 // Those with a path of their own on a matrix unit (simd/tiles.h).
-#define SEQKERN_TILE_KERNELS(X)       \
-  X(rnn_forward, RecurrentForward)    \
-  X(rnn_backward, RecurrentBackward)  \
-  X(lstm_forward, RecurrentForward)   \
-  X(lstm_backward, RecurrentBackward) \
-  X(gru_forward, RecurrentForward)    \
-  X(gru_backward, RecurrentBackward)  \
-  X(linear_forward, LinearForward)    \
-  X(linear_backward, LinearBackward)  \
-  X(linear_int8, LinearInt8)          \
-  X(attention_forward, AttentionForward)
+#define SEQKERN_TILE_KERNELS(X)          \
+  X(rnn_forward, RecurrentForward)       \
+  X(rnn_backward, RecurrentBackward)     \
+  X(lstm_forward, RecurrentForward)      \
+  X(lstm_backward, RecurrentBackward)    \
+  X(gru_forward, RecurrentForward)       \
+  X(gru_backward, RecurrentBackward)     \
+  X(linear_forward, LinearForward)       \
+  X(linear_backward, LinearBackward)     \
+  X(linear_int8, LinearInt8)             \
+  X(attention_forward, AttentionForward) \
+  X(attention_backward, AttentionBackward)
 
 #define SEQKERN_OTHER_KERNELS(X)                  \
-  X(attention_backward, AttentionBackward)        \
   X(softmax_forward, SoftmaxForward)              \
   X(softmax_backward, SoftmaxBackward)            \
   X(cross_entropy_forward, CrossEntropyForward)   \

@@ -5,19 +5,21 @@
 // depend on the shapes alone, so results do not depend on the number of threads. The gradient of a mask that is
 // broadcast is summed over eight fixed groups of heads, and these then in order.
 #include <algorithm>
+#include <new>
 
+#include "attention_backward_products.h"
 #include "attention_mend.h"
-#include "attention_tile.h"
 #include "types_cpu.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {
 
-template <class T>
+template <class T, class Products>
 class BackwardAttention {
   using A = acc_t<T>;
   using V = Vec<A>;
-  static constexpr int L = kLanes<A>, P = kPanel<A>;
+  using Blocks = typename Products::Blocks;
+  static constexpr int L = kLanes<A>, P = Products::kWidth, kRows = Products::kRows;
   static constexpr index_t kStripe = 1024, kStripes = 8, kGroups = 8;
 
  public:
@@ -29,7 +31,7 @@ class BackwardAttention {
         Dv(p.value_dim),
         Dp(round_up(D, P)),
         Dvp(round_up(Dv, P)),
-        R(round_up(G * p.query_len, kQueryBlock)) {}
+        R(round_up(G * p.query_len, index_t(kRows))) {}
 
   void run() {
     index_t pairs = p.batch * p.kv_heads;
@@ -48,7 +50,8 @@ class BackwardAttention {
     take(job, threads, pairs, shared ? groups : 0);
     index_t next = 0;
     auto body = [&](int rank, int n, Barrier& barrier) {
-      Space mine = space_of(rank);
+      Space& mine = spaces[rank];
+      TileScope scope(std::is_same_v<Products, TileProducts>);
       for (index_t group; (group = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < groups;) {
         mine.dmask = shared ? partial_masks + group * p.dmask_count : static_cast<A*>(p.dmask);
         for (index_t i = group; i < items; i += groups) item(i / stripes, i % stripes, mine);
@@ -69,23 +72,25 @@ class BackwardAttention {
   }
 
  private:
-  // A thread's memory. Rows: those of all query heads of the group, in blocks of kQueryBlock.
+  // A thread's memory. Rows: those of all query heads of the group, in blocks of kRows.
   struct Space {
-    A *query, *dout;                // left factors, k-major by row block; query scaled
-    A *query_panels, *dout_panels;  // right factors [panel][R][P]
+    Products products;
     A *max, *inverse, *delta, *dq;  // [R] three times, [R, Dp]
-    A *keys, *values, *key_panels;  // of 128 keys: [key panel][D][P], [key panel][Dv][P], [panel][128][P]
-    A *dk, *dv, *probs, *ds;        // [128, Dp], [128, Dvp], [kQueryBlock, 128] twice
+    A *dk, *dv, *probs, *ds;        // [128, Dp], [128, Dvp], [kRows, 128] twice
     A* dmask;
-    QueryRow<A> row[kQueryBlock];
+    QueryRow<A> row[kRows];
+    explicit Space(const Products& empty) : products(empty) {}
   };
 
   void take(Job& job, int threads, index_t pairs, index_t groups) {
-    sizes[0] = R * D, sizes[1] = R * Dv, sizes[2] = R * Dp, sizes[3] = R * Dvp, sizes[4] = R, sizes[5] = R;
-    sizes[6] = R * Dp, sizes[14] = R, sizes[7] = kKeyBlock * D, sizes[8] = kKeyBlock * Dv, sizes[9] = kKeyBlock * Dp;
-    sizes[10] = kKeyBlock * Dp, sizes[11] = kKeyBlock * Dvp, sizes[12] = sizes[13] = kQueryBlock * kKeyBlock;
-    for (auto& s : sizes) s = round_up(s, 16), thread_size += s;
-    memory = job.take<A>(threads * thread_size);
+    const index_t sizes[] = {R, R, R, R * Dp, kKeyBlock * Dp, kKeyBlock * Dvp, kRows * kKeyBlock, kRows * kKeyBlock};
+    spaces = job.take<Space>(threads);
+    for (int i = 0; i < threads; ++i) {
+      Space& x = *new (spaces + i) Space(Products(R, D, Dv));
+      x.products.take(job);
+      A** parts[] = {&x.max, &x.inverse, &x.delta, &x.dq, &x.dk, &x.dv, &x.probs, &x.ds};
+      for (int k = 0; k < 8; ++k) *parts[k] = job.take<A>(sizes[k]);
+    }
     if (stripes > 1) partial_dq = job.take<A>(pairs * stripes * R * D);
     if (p.dsinks) partial_sinks = job.take<A>(p.batch * p.heads);
     if (groups) {
@@ -93,15 +98,6 @@ class BackwardAttention {
       std::fill_n(partial_masks, groups * p.dmask_count, A{});
     }
   }
-  Space space_of(int rank) const {
-    Space x;
-    A* at = memory + rank * thread_size;
-    A** parts[] = {&x.query,  &x.dout,       &x.query_panels, &x.dout_panels, &x.max,   &x.delta, &x.dq,     &x.keys,
-                   &x.values, &x.key_panels, &x.dk,           &x.dv,          &x.probs, &x.ds,    &x.inverse};
-    for (int i = 0; i < 15; ++i) *parts[i] = at, at += sizes[i];
-    return x;
-  }
-
   template <class S>
   static S* rows_of(S* base, const AttentionStrides& s, const index_t* cu, index_t b, index_t head) {
     return base + b * s.batch + head * s.head + (cu ? cu[b] * s.row : 0);
@@ -116,8 +112,8 @@ class BackwardAttention {
       index_t count = std::min<index_t>(kKeyBlock, keys - key);
       if (count > 0) {
         load_keys(b, kv_head, key, count, x);
-        for (index_t first = 0; first < rows; first += kQueryBlock)
-          tile(b, kv_head, key, first, int(std::min<index_t>(kQueryBlock, rows - first)), x);
+        for (index_t first = 0; first < rows; first += kRows)
+          tile(b, kv_head, key, first, int(std::min<index_t>(kRows, rows - first)), x);
       }
       store_keys(b, kv_head, key, count, x);
     }
@@ -136,8 +132,7 @@ class BackwardAttention {
       auto dout = rows_of(static_cast<const T*>(p.dout), p.out_strides, p.cu_q, b, head);
       auto out = rows_of(static_cast<const T*>(p.out), p.out_strides, p.cu_q, b, head);
       auto stats = static_cast<const A*>(p.stats) + p.row(b, head, 0);
-      pack_columns(q, p.q_strides.row, D, queries, R, {0, queries}, x.query_panels + at * P);
-      pack_columns(dout, p.out_strides.row, Dv, queries, R, {0, queries}, x.dout_panels + at * P);
+      x.products.load_rows({q, p.q_strides.row}, {dout, p.out_strides.row}, at, queries);
       for (index_t i = 0; i < queries; ++i) {
         V sum{};
         for (index_t d = 0; d < Dv; d += L) {
@@ -149,93 +144,45 @@ class BackwardAttention {
         x.max[at + i] = stats[i], x.inverse[at + i] = stats[p.rows() + i];
       }
     }
-    for (index_t first = 0; first < rows; first += kQueryBlock) {
-      RowBlocks blocks(std::min<index_t>(kQueryBlock, rows - first));
-      for (index_t i = 0; i < blocks.count; ++i) {
-        index_t at = first + blocks.begin(i);
-        transpose_panels(x.query_panels, at, blocks.height(i), D, score.query_scale(), x.query + at * D);
-        transpose_panels(x.dout_panels, at, blocks.height(i), Dv, A(1), x.dout + at * Dv);
-      }
-    }
-  }
-  // Rows [at, at + mr) of column panels as a left factor.
-  void transpose_panels(const A* panels, index_t at, int mr, index_t width, A scale, A* out) const {
-    for (index_t d = 0; d < width; d += P) {
-      index_t columns = std::min<index_t>(P, width - d);
-      pack_rows(panels + d * R + at * P, P, mr, columns, out + d * mr);
-    }
-    if (scale == 1) return;
-    for (index_t e = 0; e < mr * width; e += L) {
-      int n = int(std::min<index_t>(L, mr * width - e));
-      store_n(out + e, load_n(out + e, n) * scale, n);
-    }
+    x.products.rows_loaded(rows);
   }
 
   void load_keys(index_t b, index_t kv_head, index_t key, index_t count, Space& x) const {
     auto k = rows_of(static_cast<const T*>(p.k), p.k_strides, p.cu_k, b, kv_head) + key * p.k_strides.row;
     auto v = rows_of(static_cast<const T*>(p.v), p.v_strides, p.cu_k, b, kv_head) + key * p.v_strides.row;
-    Range panels{0, ceil_div(count, P)};
-    pack_keys(k, p.k_strides.row, D, count, panels, x.keys);
-    pack_keys(v, p.v_strides.row, Dv, count, panels, x.values);
-    pack_columns(k, p.k_strides.row, D, count, kKeyBlock, {0, panels.end * P}, x.key_panels);
+    x.products.load_keys({k, p.k_strides.row}, {v, p.v_strides.row}, count);
     std::fill_n(x.dk, kKeyBlock * Dp, A{});
     std::fill_n(x.dv, kKeyBlock * Dvp, A{});
   }
 
   // The rows of one block against the keys [key, key + kKeyBlock).
   void tile(index_t b, index_t kv_head, index_t key, index_t first, int rows, Space& x) const {
-    RowBlocks blocks(rows);
-    index_t low[kQueryBlock], high[kQueryBlock], top = rows, bottom = 0;
+    Blocks blocks(rows);
+    blocks.top = rows;
     for (index_t i = 0; i < blocks.count; ++i) {
-      low[i] = kKeyBlock, high[i] = 0;
+      index_t &low = blocks.low[i] = kKeyBlock, &high = blocks.high[i] = 0;
       for (index_t r = blocks.begin(i); r < blocks.begin(i + 1); ++r) {
         x.row[r] = score.row(b, kv_head, first + r);
         if (x.row[r].low >= x.row[r].high) continue;
-        low[i] = std::min(low[i], std::max<index_t>(x.row[r].low - key, 0) / P * P);
-        high[i] =
-            std::max(high[i], std::min<index_t>(round_up(std::max<index_t>(x.row[r].high - key, 0), P), kKeyBlock));
+        low = std::min(low, std::max<index_t>(x.row[r].low - key, 0) / P * P);
+        high = std::max(high, std::min<index_t>(round_up(std::max<index_t>(x.row[r].high - key, 0), P), kKeyBlock));
       }
-      if (low[i] >= high[i]) continue;
-      top = std::min(top, blocks.begin(i)), bottom = blocks.begin(i + 1);
+      if (blocks.any(i)) blocks.top = std::min(blocks.top, blocks.begin(i)), blocks.bottom = blocks.begin(i + 1);
     }
-    if (top >= bottom) return;
-    for (index_t j = 0; j < kKeyBlock; j += P)
-      for (index_t i = 0; i < blocks.count; ++i) {
-        if (j < low[i] || j >= high[i]) continue;
-        index_t r = blocks.begin(i), at = first + r;
-        int mr = blocks.height(i);
-        panel_product<A>(mr, x.query + at * D, x.keys + j * D, D, x.probs + r * kKeyBlock + j, kKeyBlock, false);
-        panel_product<A>(mr, x.dout + at * Dv, x.values + j * Dv, Dv, x.ds + r * kKeyBlock + j, kKeyBlock, false);
-      }
+    if (blocks.top >= blocks.bottom) return;
+    x.products.scores(first, blocks, x.probs, x.ds);
     for (index_t i = 0; i < blocks.count; ++i)
       for (index_t r = blocks.begin(i); r < blocks.begin(i + 1); ++r) {
-        bool none = low[i] >= high[i];
         A *probs = x.probs + r * kKeyBlock, *ds = x.ds + r * kKeyBlock;
         for (A* line : {probs, ds}) {
-          std::fill(line, line + (none ? kKeyBlock : low[i]), A{});
-          if (!none) std::fill(line + high[i], line + kKeyBlock, A{});
+          std::fill(line, line + (blocks.any(i) ? blocks.low[i] : kKeyBlock), A{});
+          if (blocks.any(i)) std::fill(line + blocks.high[i], line + kKeyBlock, A{});
         }
-        if (!none)
-          gradients(b, x.row[r], key, low[i], high[i], x.max[first + r], x.inverse[first + r], x.delta[first + r],
-                    probs, ds, x.dmask);
+        if (blocks.any(i))
+          gradients(b, x.row[r], key, blocks.low[i], blocks.high[i], x.max[first + r], x.inverse[first + r],
+                    x.delta[first + r], probs, ds, x.dmask);
       }
-    RowBlocks key_blocks(kKeyBlock);
-    for (index_t k = 0; k < key_blocks.count; ++k) {
-      index_t at = key_blocks.begin(k);
-      const A *probs = x.probs + top * kKeyBlock + at, *ds = x.ds + top * kKeyBlock + at;
-      for (index_t d = 0; d < Dv; d += P)
-        columns_product(key_blocks.height(k), probs, x.dout_panels + d * R + (first + top) * P, bottom - top,
-                        x.dv + at * Dvp + d, Dvp);
-      for (index_t d = 0; d < D; d += P)
-        columns_product(key_blocks.height(k), ds, x.query_panels + d * R + (first + top) * P, bottom - top,
-                        x.dk + at * Dp + d, Dp);
-    }
-    for (index_t d = 0; d < D; d += P)
-      for (index_t i = 0; i < blocks.count; ++i)
-        if (low[i] < high[i])
-          rows_product(blocks.height(i), x.ds + blocks.begin(i) * kKeyBlock + low[i],
-                       x.key_panels + d * kKeyBlock + low[i] * P, high[i] - low[i],
-                       x.dq + (first + blocks.begin(i)) * Dp + d, Dp);
+    x.products.gradients(first, blocks, x.probs, x.ds, x.dq, x.dk, x.dv);
   }
 
   // probs: raw products into dropout(P). ds: dout V' into scale times the gradient of the product q . k.
@@ -249,7 +196,7 @@ class BackwardAttention {
       score.drop(row, key + low, std::min(high, p.key_len - key) - low, keep + low);
     }
     for (index_t j = low; j < high; j += L) {
-      V s = load(probs + j), capped{}, dp = load(ds + j);
+      V s = load(probs + j) * score.query_scale(), capped{}, dp = load(ds + j);
       bool ready = score.ready(row, key + j);
       if (!ready) s = score(s, row, key + j, &capped);
       V e = power(s - max) * inverse, factor = drops ? load(keep + j) : splat(A(1));
@@ -318,14 +265,20 @@ class BackwardAttention {
 
   const AttentionBackward& p;
   Score<T> score;
-  index_t G, D, Dv, Dp, Dvp, R, stripe = 0, stripes = 1, thread_size = 0, sizes[15] = {};
-  A *memory = nullptr, *partial_dq = nullptr, *partial_sinks = nullptr, *partial_masks = nullptr;
+  index_t G, D, Dv, Dp, Dvp, R, stripe = 0, stripes = 1;
+  Space* spaces = nullptr;
+  A *partial_dq = nullptr, *partial_sinks = nullptr, *partial_masks = nullptr;
 };
 
 }  // namespace
 
 void attention_backward(const AttentionBackward& p) {
-  for_type(p.dtype, [&]<class T>() { BackwardAttention<T>(p).run(); });
+  for_type(p.dtype, [&]<class T>() {
+    if constexpr (kTiles && std::is_same_v<T, bf16>)
+      if (p.key_len >= kTilePanel && p.group() * p.query_len >= kTilePanel && p.head_dim >= kTileRows)
+        return BackwardAttention<T, TileProducts>(p).run();
+    BackwardAttention<T, PanelProducts<T>>(p).run();
+  });
 }
 
 }  // namespace seqkern::SEQKERN_ISA

@@ -211,9 +211,9 @@ def scaled_dot_product_attention(
     Returns out, or a tuple of out and, as asked for, lse ``[..., Lq]`` (natural log of the denominator) and the
     probabilities before dropout. A row that sees nothing gives 0 and lse -inf (with a sink, its logit, unless the row
     is padding). What is masked may hold NaN.
-    precision: of the two products of the forward pass where the machine has AMX, for blocks of rows; bfloat16 arrays
-    take one product of their own values there, and on AVX512-BF16, and of probabilities rounded to it, as GPUs do.
-    Elsewhere, while decoding, and backward, every mode is "highest".
+    precision: of the two products of the forward pass where the machine has AMX, for blocks of rows. Elsewhere, while
+    decoding, and backward, every mode is "highest". bfloat16 arrays take one product of their own values and of
+    probabilities (backward: their gradients, too) rounded to it where there is AMX or AVX512-BF16, as GPUs do.
     ValueError or TypeError for arguments that do not fit, naming the one.
     """
     options = _options(_OP, query, scale, is_causal, causal, window, softcap, dropout_p, dropout_seed, precision)
