@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 from seqkern import optim
 from seqkern.models import BERT, GPT2, RNNLM, BERTConfig, GPT2Config, RNNLMConfig
-from seqkern.models._mapped import map_file
+from seqkern.models._mapped import forget, map_file
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
 CONFIG = RNNLMConfig(7, embedding_size=5, hidden_size=6)
@@ -160,6 +161,20 @@ def test_a_file_replaced_while_mapped(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded.state_dict()[name], value)
 
 
+@LINUX
+@pytest.mark.parametrize("size", [1, 4096, 8192, 20_000])
+def test_forgetting_an_array_leaves_its_neighbours_alone(size: int, tmp_path: Path) -> None:
+    """They share its first and its last page; what was written to them stays, what was written to it goes."""
+    arrays = {name: np.zeros(n, np.uint8) for name, n in (("a", 5000), ("b", size), ("c", 5000))}
+    save_file(arrays, tmp_path / "three")
+    mapped = map_file(tmp_path / "three")
+    for array in mapped.values():
+        array += 1
+    forget(mapped["b"])
+    assert mapped["a"].all() and mapped["c"].all()
+    assert size < 3 * mmap.PAGESIZE or not mapped["b"][size // 2]
+
+
 MEASURE = """
 import sys
 import numpy as np
@@ -170,6 +185,7 @@ def memory(key):
 model_type, folder = getattr(models, sys.argv[1]), sys.argv[2]
 anonymous, all_of_it = memory("RssAnon"), memory("VmRSS")
 model = model_type.from_pretrained(folder)
+assert all(p.data.flags.c_contiguous for p in model.parameters())
 print(memory("RssAnon") - anonymous, memory("VmHWM") - all_of_it, memory("VmRSS") - all_of_it)
 ids = np.array([[1, 2, 3]])
 output, pull = model.vjp(ids)
