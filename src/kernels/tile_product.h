@@ -128,7 +128,7 @@ SEQKERN_INLINE void pack_square(const S* from, index_t stride, index_t k_stride,
     Vec<float> x{}, y{};
     if constexpr (Along && std::is_same_v<S, bf16>) {  // as they lie
       const S* p = from + q * stride;
-      put(0, q, q >= count ? VecU{} : depth >= 2 * L ? load_pairs(p) : load_pairs_n(p, int(depth)));
+      put(0, q, q >= count || depth <= 0 ? VecU{} : depth >= 2 * L ? load_pairs(p) : load_pairs_n(p, int(depth)));
       continue;
     } else if constexpr (Along) {
       const S* p = from + q * stride;
