@@ -74,6 +74,8 @@ SHAPES = [
     *((rows, 97, 65) for rows in (8, 15, 16, 17, 23, 24, 31, 32, 33, 47, 48, 49, 63, 64, 65)),
     *((65, depth, WIDE) for depth in (31, 32, 33, 34, 47, 62, 63, 64, 65, 66, 95, 96, 97, 128, 255, 256, 257)),
     *((65, 130, out) for out in (15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65)),
+    *((rows, 64, 88) for rows in (8, 9, 15, 16, 17, 31, 32, 33, 48, 49)),  # fewer rows than columns, whole chunks
+    *((20, 96, out) for out in (24, 25, 31, 32, 33, 40, 63, 64, 65)),
     (50, 900, 40),  # more than one slab
     (300, DEEP, 33),  # more than one group of rows
 ]

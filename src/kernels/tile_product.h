@@ -248,10 +248,24 @@ void tile_square(Parts parts, const Half* a, const Half* b, index_t chunks, floa
   }
 }
 
-// The product without tile registers, of one part each: eight rows of C at a time, and as many chunks as keep their
-// part of B in the first-level cache for all of them.
-inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t rows, float* c, index_t ldc, bool add) {
-  constexpr int L = kLanes<float>, kRows = 8, kVecs = kTilePanel / L;
+// Left factors of pair_product: a packed panel of A of one part, and rows where they lie, of whole chunks.
+struct PackedLeft {
+  const Half* data;
+  const Half* row(index_t m) const { return data + m / kTileRows * kTileValues + m % kTileRows * kTileDepth; }
+  static constexpr index_t stride = kTileDepth, chunk = 2 * kTileValues;
+};
+struct RowsLeft {
+  const Half* data;
+  index_t stride;
+  const Half* row(index_t m) const { return data + m * stride; }
+  static constexpr index_t chunk = kTileDepth;
+};
+
+// The product without tile registers, of one part each, with the first Columns of a panel of B: eight rows of C at a
+// time, and as many chunks as keep their part of B in the first-level cache for all of them.
+template <int Columns, class Left>
+void pair_product(Left a, const Half* b, index_t chunks, index_t rows, float* c, index_t ldc, bool add) {
+  constexpr int L = kLanes<float>, kRows = 8, kVecs = Columns / L;
   constexpr index_t kChunks = 8, kStep = 2 * kTileValues;
   for (index_t first = 0; first < std::max<index_t>(chunks, 1); first += kChunks)
     for (index_t row = 0; row < rows; row += kRows) {
@@ -262,7 +276,7 @@ inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t r
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m)
           for (int v = 0; v < kVecs && m < height; ++v) sums[m][v] = load(out + m * ldc + v * L);
-      const Half* left = a + row / kTileRows * kTileValues + row % kTileRows * kTileDepth;
+      const Half* left = a.row(row);
       for (index_t chunk = first; chunk < std::min(chunks, first + kChunks); ++chunk)
 #pragma GCC unroll 4
         for (int pair = 0; pair < kTileRows; ++pair) {
@@ -275,7 +289,7 @@ inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t r
 #pragma GCC unroll 8
           for (int m = 0; m < kRows; ++m) {
             std::uint32_t values;
-            std::memcpy(&values, left + chunk * kStep + m * kTileDepth + 2 * pair, sizeof values);
+            std::memcpy(&values, left + chunk * Left::chunk + m * a.stride + 2 * pair, sizeof values);
 #pragma GCC unroll 8
             for (int v = 0; v < kVecs; ++v) sums[m][v] = dot_pairs(sums[m][v], splat(values), line[v]);
           }
@@ -289,7 +303,8 @@ inline void pair_product(const Half* a, const Half* b, index_t chunks, index_t r
 // c[rows <= 32][32] = a packed panel of A times one of B, or that much more (add); rows beyond `rows` are not written.
 inline void tile_product(Parts parts, const Half* a, const Half* b, index_t depth, index_t rows, float* c, index_t ldc,
                          bool add = false) {
-  if constexpr (!kTileRegisters) return pair_product(a, b, tile_chunks(depth), rows, c, ldc, add);
+  if constexpr (!kTileRegisters)
+    return pair_product<int(kTilePanel)>(PackedLeft{a}, b, tile_chunks(depth), rows, c, ldc, add);
   float square[kTilePanel * kTilePanel];
   bool whole = !add && (rows == kTileRows || rows == kTilePanel);
   float* to = whole ? c : square;

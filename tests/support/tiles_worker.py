@@ -45,7 +45,7 @@ def main(side: str, isa: str, what: str) -> None:
 def products() -> None:
     for dtypes in (FLOAT32, BFLOAT16, BFLOAT16_WEIGHTS):
         for mode in ("highest", "high", "medium"):
-            for shape in ((48, 64, 32), (49, 65, 33), (63, 95, 47), (65, 97, 17)):
+            for shape in ((48, 64, 32), (49, 65, 33), (63, 95, 47), (65, 97, 17), (20, 64, 36), (20, 96, 40)):
                 rows, wide, out = shape
                 arrays = make((rows,), wide, out, dtypes)
                 _, saved = seqkern.linear_forward(arrays["x"], arrays["weight"], arrays["bias"], precision=mode)
