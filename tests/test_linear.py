@@ -15,6 +15,9 @@ SHAPES = [  # leading dimensions of x, in_features, out_features
     *(((3,), 5, n) for n in TAILS),
     *(((3,), n, 6) for n in (1, 16, 17, 31, 64, 65)),
     *(((n,), 7, 9) for n in (0, 1, 2, 4, 5, 13, 14, 15, 33)),
+    *(((16,), 33, n) for n in (16, 47, 48, 49, 55, 56, 57, 104)),  # the larger factor in units of its rows
+    *(((n,), 33, 16) for n in (47, 48, 49, 55, 56, 57, 104)),
+    *(((n,), 64, 50) for n in (8, 30, 32, 40)),
     ((), 5, 6),
     ((2, 3), 5, 6),
     ((2, 0, 3), 5, 6),

@@ -10,6 +10,7 @@
 
 #include "cpu/thread_pool.h"
 #include "epilogue.h"
+#include "simd/tiles.h"
 #include "tile.h"
 
 namespace seqkern::SEQKERN_ISA {
@@ -68,6 +69,8 @@ template <class SA, class SB, class SC>
 class Gemm;
 template <class SA, class SB, class SC>
 bool on_tiles(const Gemm<SA, SB, SC>& g, Job& job);  // tile_gemm.h
+template <class SA, class SB, class SC>
+bool in_place(const Gemm<SA, SB, SC>& g, Job& job);  // in_place_gemm.h
 
 template <class SA, class SB, class SC>
 class Gemm {
@@ -102,7 +105,9 @@ class Gemm {
   }
 
   void run(Job& job) {
-    if (rows <= 0 || columns <= 0 || on_tiles(*this, job)) return;
+    if (rows <= 0 || columns <= 0) return;
+    if (kTileRegisters && on_tiles(*this, job)) return;
+    if (in_place(*this, job) || on_tiles(*this, job)) return;
     int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
     choose_grid(threads);
     RowBlocks blocks(rows);
@@ -197,4 +202,5 @@ class Gemm {
 
 }  // namespace seqkern::SEQKERN_ISA
 
+#include "in_place_gemm.h"
 #include "tile_gemm.h"

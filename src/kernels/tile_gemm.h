@@ -149,87 +149,12 @@ class TileGemm {
   float* again = nullptr;
 };
 
-// Few rows of bf16 x times a larger W', by pairs: C' = W x' with W where it lies, since packing it would be the most of
-// the work besides the products. x is packed as the right factor, W read 32 rows at a time, its last ones from a copy
-// where they do not fill eight.
-template <class SC>
-class TurnedGemm {
-  static constexpr int L = kLanes<float>;
-
- public:
-  explicit TurnedGemm(const Gemm<bf16, bf16, SC>& gemm)
-      : g(gemm), units(ceil_div(g.columns, kTilePanel)), panels(ceil_div(g.rows, kTilePanel)) {}
-
-  static bool takes(const Gemm<bf16, bf16, SC>& g) {
-    return g.a.column_stride == 1 && g.b.row_stride == 1 && g.rows < g.columns && g.depth % kTileDepth == 0 &&
-           !g.accumulate;
-  }
-
-  void run(Job& job) {
-    int threads = threads_for(double(g.rows) * double(g.columns) * double(g.depth) / 2, 2.0e5);
-    threads = int(std::min<index_t>(threads, units));
-    right = job.take<Half>(panels * panel_values(g.depth, 1));
-    last = job.take<Half>(panel_values(g.depth, 1));
-    auto body = [this](int rank, int n, Barrier& barrier) {
-      Range own = share(panels, rank, n), own_units = share(units, rank, n);
-      for (index_t j = own.begin; j < own.end; ++j)
-        pack_tiles<false, true>(g.a.data + j * kTilePanel * g.a.row_stride, g.a.row_stride, 1, height(j), g.depth, 1,
-                                right + j * panel_values(g.depth, 1));
-      barrier.wait();
-      for (index_t i = own_units.begin; i < own_units.end; ++i)
-        for (index_t j = 0; j < panels; ++j) {
-          if (i + 1 < own_units.end) fetch_right(g.b, (i + 1) * kTilePanel, width(i + 1), 0, g.depth, j, panels);
-          square(i, j);
-        }
-    };
-    job.run(threads, body);
-  }
-
- private:
-  index_t width(index_t i) const { return std::min(kTilePanel, g.columns - i * kTilePanel); }
-  index_t height(index_t j) const { return std::min(kTilePanel, g.rows - j * kTilePanel); }
-
-  void square(index_t i, index_t j) const {
-    const bf16* w = g.b.data + i * kTilePanel * g.b.column_stride;
-    float turned[kTilePanel * kTilePanel], sums[kTilePanel * kTilePanel];
-    auto product = [&](auto left) {
-      const Half* x = right + j * panel_values(g.depth, 1);
-      index_t chunks = tile_chunks(g.depth);
-      if (height(j) <= kTileRows) pair_product<kTileRows>(left, x, chunks, width(i), turned, kTilePanel, false);
-      else pair_product<int(kTilePanel)>(left, x, chunks, width(i), turned, kTilePanel, false);
-    };
-    if (width(i) % 8 == 0) {
-      product(RowsLeft{&w->bits, g.b.column_stride});
-    } else {
-      if (j == 0) pack_tiles<true, true>(w, g.b.column_stride, 1, width(i), g.depth, 1, last);
-      product(PackedLeft{last});
-    }
-    for (index_t m = 0; m < height(j); m += L)
-      for (index_t n = 0; n < width(i); n += L) {
-        Vec<float> rows[L];
-        for (int k = 0; k < L; ++k) rows[k] = load(turned + (n + k) * kTilePanel + m);
-        transpose<float>(rows);
-        for (int k = 0; k < L; ++k) store(sums + (m + k) * kTilePanel + n, rows[k]);
-      }
-    g.epilogue.apply(sums, kTilePanel, int(height(j)), width(i), i * kTilePanel, g.c, g.ldc, j * kTilePanel * g.ldc);
-  }
-
-  const Gemm<bf16, bf16, SC>& g;
-  index_t units, panels;  // of W and x
-  Half *right = nullptr, *last = nullptr;
-};
-
 // Whether the matrix unit has done it.
 template <class SA, class SB, class SC>
 bool on_tiles(const Gemm<SA, SB, SC>& g, Job& job) {
   constexpr index_t kRowsEach = 8;  // B is packed for this product alone
   Parts parts = parts_for<SA, SB>(g.precision, g.rows, g.depth, kRowsEach);
   if (!parts || g.columns < kTileRows) return false;
-  if constexpr (kTiles && !kTileRegisters && kPlainTiles<SA, SB>)
-    if (TurnedGemm<SC>::takes(g)) {
-      TurnedGemm<SC>(g).run(job);
-      return true;
-    }
   if constexpr (kTiles && !std::is_same_v<acc_t<SC>, double>) TileGemm<SA, SB, SC>(g, parts).run(job);
   return true;
 }
