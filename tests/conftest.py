@@ -29,7 +29,7 @@ from support.cases import DTYPES, DTypes  # noqa: E402
 # The modules whose kernels have a CUDA twin: their tests run on hostcuda too.
 CUDA_TWINS = {
     "rnn", "lstm", "gru", "cells", "softmax", "cross_entropy", "embedding", "layer_norm", "activations", "dropout",
-    "rope", "attention", "attention_shapes", "attention_varlen",
+    "rope", "attention", "attention_paged", "attention_shapes", "attention_varlen",
 }  # fmt: skip
 ORDERS = ("forward", "reverse", "random")
 # A thread is a fiber there, and the kernels know one precision: what takes long and shows little that is not shown by

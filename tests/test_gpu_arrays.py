@@ -71,6 +71,16 @@ def test_an_index_out_of_range_is_moved_into_it(cupy: Any) -> None:
         close(seqkern.embedding(*on_device(cupy, ids, weight)), weight[[3, 0, 3, 0]])
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+def test_pages_and_lengths_out_of_range_are_moved_into_it(cupy: Any, rows: int) -> None:
+    rng = np.random.default_rng(11)
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in ((2, 4, rows, 8), (3, 4, 2, 8), (3, 4, 2, 8))]
+    table, lengths = np.array([[1, 0, 2], [2, 0, 1]]), np.array([12, 0])
+    want = seqkern.attention_paged(*arrays, table, lengths)
+    table[0, 2], table[0, 1], table[1], lengths[:] = 2**31, -9, 2**40, (99, -1)
+    close(seqkern.attention_paged(*on_device(cupy, *arrays, table, lengths)), want)
+
+
 def test_host_and_device_do_not_mix(cupy: Any) -> None:
     x = np.ones((2, 3), np.float32)
     with pytest.raises(TypeError, match="layer_norm: got a NumPy array while other arguments are CuPy arrays"):
@@ -125,6 +135,13 @@ def test_half_precision(cupy: Any, dtype: str) -> None:
     out = seqkern.scaled_dot_product_attention(*on_device(cupy, q, k, v), is_causal=True)
     want = seqkern.scaled_dot_product_attention(*(a.astype(np.float64) for a in (q, k, v)), is_causal=True)
     assert np.abs(out.get().astype(np.float64) - want).max() <= 4 * unit * np.abs(v.astype(np.float64)).max()
+    pages = [rng.standard_normal((3, 32, 2, 64)).astype(kind) for _ in range(2)]
+    for rows in (1, 70):
+        given, table = (q[:, :, :rows], *pages), (np.array([[2, 0, 1]]), np.array([90]))
+        out = seqkern.attention_paged(*on_device(cupy, *given, *table))
+        want = seqkern.attention_paged(*(a.astype(np.float64) for a in given), *table)
+        most = np.abs(pages[1].astype(np.float64)).max()
+        assert np.abs(out.get().astype(np.float64) - want).max() <= 4 * unit * most
 
 
 def losses(make: Any, data: list[np.ndarray], device: str) -> tuple[list[float], Any]:

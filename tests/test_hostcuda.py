@@ -119,9 +119,12 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         build.stand_below_ops(module, patch.setattr)
         out = seqkern.scaled_dot_product_attention(query, key, value)
         few = seqkern.scaled_dot_product_attention(query[:, :, :2], key, value)
+        pages = [x.reshape(40, 16, 1, 64) for x in (key, value)]
+        table = rng.permutation(40).reshape(1, 40), np.array([635])
+        paged = [seqkern.attention_paged(query[:, :, :n], *pages, *table) for n in (2, 40)]
         capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
         gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
-    yield out, few, capped, *gradients
+    yield out, few, *paged, capped, *gradients
 
 
 def test_no_order_changes_a_bit_of_attention(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +176,10 @@ FORWARD = "src/kernels/layer_forward.cuh"
 GRU, GEMM_MMA = "src/kernels/gru_cuda.cu", "src/cuda/gemm_mma.cuh"
 STEPS, BACK_STEPS = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward"))
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
-TILE, FLASH, SCORE, MMA, DECODE, STREAM, FEED, WGMMA = (
+TILE, FLASH, SCORE, MMA, DECODE, STREAM, PAGES, FEED, WGMMA = (
     f"src/kernels/attention_{name}"
-    for name in ("tile.cuh", "cuda.cu", "score.cuh", "mma.cuh", "decode.cuh", "stream.cuh", "feed.cuh", "wgmma.cuh")
+    for name in ("tile.cuh", "cuda.cu", "score.cuh", "mma.cuh", "decode.cuh", "stream.cuh", "pages.cuh", "feed.cuh",
+                 "wgmma.cuh")
 )
 BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
 PIECES, PRODUCTS = (f"src/kernels/attention_gradient{name}.cuh" for name in ("", "_products"))
@@ -246,6 +250,7 @@ DEFECTS = [
            "out[4 * i + w + 1][m], out[4 * i + w][m + 2],", FLASH),
     Defect("decode: a join reads too early", DECODE, "sums[threadIdx.x] = sum;\n    sync_block();",
            "sums[threadIdx.x] = sum;", FLASH),
+    Defect("pages: the next one too early", PAGES, "table[j / size]", "table[(j + 1) / size]", FLASH),
     Defect("warpgroups: copies ignore free", FEED, "if (mbarrier_test(&t.free, parity)) return;",
            "if (parity >= 0) return;", FLASH),
     Defect("warpgroups: copies keep quiet while they wait", FEED,

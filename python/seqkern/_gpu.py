@@ -95,10 +95,7 @@ class _Kernels:
     batch_norm_backward = staticmethod(_gpu_batch_norm.batch_norm_backward)
 
     def __getattr__(self, name: str) -> Any:
-        kernel = getattr(extension(), name, None)
-        if kernel is None:
-            raise NotImplementedError(f"{name} has no CUDA kernel; take the arrays to the CPU")
-        return kernel
+        return getattr(extension(), name)
 
 
 KERNELS = _Kernels()

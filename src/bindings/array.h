@@ -133,6 +133,7 @@ void register_layer_norm(py::module_&);
 void register_batch_norm(py::module_&);
 void register_rope(py::module_&);
 void register_attention(py::module_&);
+void register_attention_paged(py::module_&);
 void register_runtime(py::module_&);
 void register_cuda(py::module_&);  // those that have CUDA kernels
 

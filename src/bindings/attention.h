@@ -50,6 +50,4 @@ inline Shape row_steps(const std::string& op, Array& a) {
   return steps;
 }
 
-void register_attention_paged(py::module_&);  // the CPU's alone
-
 }  // namespace seqkern

@@ -11,7 +11,8 @@ constexpr const char* kOp = "attention_paged";
 
 std::string text(index_t n) { return std::to_string(n); }
 
-// Pages of every sequence, [batch, width]; only the entries that its length reaches are looked at.
+// Pages of every sequence, [batch, width]; only the entries that its length reaches are looked at. On a device nobody
+// looks at any: the table's width is how far a sequence may go, and what lies outside is moved inside.
 class BlockTable {
  public:
   BlockTable(py::handle table, py::handle lengths, index_t batch, index_t pages, index_t page_size)
@@ -22,6 +23,14 @@ class BlockTable {
     table_.expect({{"batch", batch}, {"max_pages", max_pages}});
     lengths_.expect({{"batch", batch}});
     if (__builtin_mul_overflow(max_pages, page_size, &capacity)) capacity = std::numeric_limits<index_t>::max();
+#if defined(SEQKERN_DEVICE_ARRAYS)
+    if (capacity > std::numeric_limits<std::int32_t>::max())
+      bad(kOp, "block_table must have room for fewer than 2^31 keys of a sequence on a GPU, got " + text(max_pages) +
+                   " pages of " + text(page_size));
+    longest_ = pages ? capacity : 0, width_ = max_pages;
+    lengths_.expect_between(0, longest_);
+    table_.expect_between(0, pages - 1);
+#else
     lengths_.expect_between(0, capacity);
     for (index_t b = 0; b < batch; ++b) longest_ = std::max(longest_, lengths_.data()[b]);
     width_ = page_size ? ceil_div(longest_, page_size) : 0;
@@ -36,6 +45,7 @@ class BlockTable {
           bad(kOp, "block_table must lie in [0, pages) = [0, " + text(pages) + ") where kv_lengths reach, got " +
                        text(page) + " at [" + text(b) + ", " + text(i) + "]");
       }
+#endif
   }
 
   void put(AttentionForward& p) const {

@@ -76,6 +76,7 @@ void register_cuda(py::module_& m) {
   register_elementwise(m);
   register_rope(m);
   register_attention(m);
+  register_attention_paged(m);
 }
 
 }  // namespace seqkern

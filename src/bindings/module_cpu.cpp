@@ -1,4 +1,4 @@
-#include "attention.h"
+#include "array.h"
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "seqkern's CPU kernels; use them through seqkern.ops";

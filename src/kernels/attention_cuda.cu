@@ -1,6 +1,7 @@
 // Attention forward on any GPU (attention_tile.cuh): a block takes 32 query rows, those of all heads of a group side by
 // side, and walks over the keys they see, softmax online. What fits tensor cores goes there first
-// (attention_wgmma.cuh, attention_mma.cuh), few rows have kernels of their own (attention_decode.cuh).
+// (attention_wgmma.cuh, attention_mma.cuh), few rows have kernels of their own (attention_decode.cuh), which alone read
+// keys in pages.
 #include "attention_decode.cuh"
 #include "attention_mma.cuh"
 #include "attention_walk.cuh"
@@ -66,7 +67,7 @@ void forward(const AttentionForward& p, void* workspace, cudaStream_t stream) {
 }  // namespace
 
 std::size_t attention_forward_workspace(const AttentionForward& p) {
-  if (!decodes(p)) return fits_mma(p) && masks(p) ? std::size_t(mma_warps(p)) : 0;
+  if (!decodes(p)) return packed_bytes(p) + (fits_mma(side_by_side(p, nullptr)) && masks(p) ? mma_warps(p) : 0);
   return std::size_t(decode_partials(p) * (2 + p.value_dim)) * (p.dtype == DType::f64 ? 8 : 4);
 }
 
@@ -74,8 +75,10 @@ void attention_forward(const AttentionForward& p, void* workspace, void* stream_
   if (!(p.batch && p.heads && p.query_len)) return;
   auto stream = static_cast<cudaStream_t>(stream_);
   for_type(p.dtype, [&]<class T>() {
-    if (decodes(p)) decode<T>(p, workspace, stream);
-    else forward<T>(p, workspace, stream);
+    if (decodes(p)) return decode<T>(p, workspace, stream);
+    AttentionForward packed = side_by_side(p, workspace);
+    if (p.block_table) pack<T>(p, packed, stream);
+    forward<T>(packed, static_cast<char*>(workspace) + packed_bytes(p), stream);
   });
 }
 

@@ -1,6 +1,7 @@
 // Attention forward for few rows, as in decoding: a warp takes a piece of the keys for all rows of a group, so that K
-// and V are read once, and a second kernel joins the pieces in order.
+// and V are read once, and a second kernel joins the pieces in order. Keys: KeyRows or PageRows.
 #pragma once
+#include "attention_pages.cuh"
 #include "attention_stream.cuh"
 #include "attention_walk.cuh"
 
@@ -30,10 +31,10 @@ inline index_t piece_keys(const AttentionForward& p) {
 inline index_t pieces_of(const AttentionForward& p) { return p.key_len ? ceil_div(p.key_len, piece_keys(p)) : 1; }
 
 // In plain arithmetic.
-template <int kColumns, class T, class A>
+template <int kColumns, class Keys, class T, class A>
 SEQKERN_INLINE void walk_piece(const AttentionForward& p, const Score<T>& score, const Team<A, 1>& team,
                                const QueryRow<A>* rows, const Piece& piece, index_t column, const Partial<A>& partial) {
-  Walk<T, kColumns> walk{p, score, rows, piece.b, piece.kv_head, column};
+  Walk<T, kColumns, Keys> walk{p, score, rows, piece.b, piece.kv_head, column};
   if (piece.first == 0)
     for (int m = 0; m < kMine; ++m) walk.state[m].start(p, rows[m]);
   Interval seen = keys_seen(rows, kMine);
@@ -47,7 +48,7 @@ SEQKERN_INLINE void walk_piece(const AttentionForward& p, const Score<T>& score,
 }
 
 // kWidth 0: in plain arithmetic alone.
-template <class T, int kColumns, int kWidth>
+template <class T, int kColumns, int kWidth, class Keys>
 __global__ void __launch_bounds__(32 * kDecodeWarps<acc_t<T>>, kWidth ? 3 : 2)
     attention_decode_kernel(const __grid_constant__ AttentionForward p, const __grid_constant__ Score<T> score,
                             index_t pieces, index_t keys, Partial<acc_t<T>> partial) {
@@ -68,17 +69,17 @@ __global__ void __launch_bounds__(32 * kDecodeWarps<acc_t<T>>, kWidth ? 3 : 2)
     Interval seen = keys_seen(&rows[0], kMine);
     if constexpr (sizeof(T) == 2) {
       SEQKERN_SHARED(Four<std::uint32_t>, q, kWarps * kWidth);
-      StreamWalk<T, kWidth> walk(p, score, &rows[0], piece, seen, &q[warp_id() * kWidth]);
+      StreamWalk<T, kWidth, Keys> walk(p, score, &rows[0], piece, seen, &q[warp_id() * kWidth]);
       walk.run();
       if (walk.finish(piece, int(all), partial)) return;
     } else {
-      FloatWalk walk(p, score, &rows[0], piece, seen);
+      FloatWalk<Keys> walk(p, score, &rows[0], piece, seen);
       walk.run();
       return walk.finish(piece, int(all), partial);
     }
   }
   Team<A, 1> team(&left[0], &weights[0], &right[0]);
-  walk_piece<kColumns>(p, score, team, &rows[0], piece, index_t(blockIdx.y) * kColumns * kSide, partial);
+  walk_piece<kColumns, Keys>(p, score, team, &rows[0], piece, index_t(blockIdx.y) * kColumns * kSide, partial);
 }
 
 // A block for a row, or for 32 columns of it where rows are few: the pieces in order, as if they had been one walk.
@@ -131,11 +132,10 @@ inline bool streams(const AttentionForward& p) {
 
 inline index_t decode_partials(const AttentionForward& p) { return p.batch * p.kv_heads * pieces_of(p) * kMine; }
 
-template <class T>
-void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
+template <class T, class Keys>
+void walk_pieces(const AttentionForward& p, const Score<T>& score, const Partial<acc_t<T>>& partial,
+                 cudaStream_t stream) {
   index_t pairs = p.batch * p.kv_heads, pieces = pieces_of(p);
-  Score<T> score(p);
-  Partial<acc_t<T>> partial(workspace, decode_partials(p));
   auto run = [&](auto kernel, unsigned columns) {
     constexpr int kWarps = kDecodeWarps<acc_t<T>>;
     Launch l{dim3(unsigned(pairs * ceil_div(pieces, kWarps)), columns), dim3(32 * kWarps)};
@@ -144,15 +144,24 @@ void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
   };
   auto plain = [&] {
     for_columns_of(p.value_dim, [&]<int kColumns>(unsigned blocks) {
-      run(attention_decode_kernel<T, kColumns, 0>, blocks);
+      run(attention_decode_kernel<T, kColumns, 0, Keys>, blocks);
     });
   };
   bool narrow = p.head_dim <= 64 && p.value_dim <= 64;
   if constexpr (sizeof(T) == 8) plain();
   else if (!streams(p)) plain();
-  else if constexpr (sizeof(T) == 4) run(attention_decode_kernel<T, 4, 128>, 1);
-  else if (narrow) run(attention_decode_kernel<T, 2, 64>, 1);
-  else run(attention_decode_kernel<T, 4, 128>, 1);
+  else if constexpr (sizeof(T) == 4) run(attention_decode_kernel<T, 4, 128, Keys>, 1);
+  else if (narrow) run(attention_decode_kernel<T, 2, 64, Keys>, 1);
+  else run(attention_decode_kernel<T, 4, 128, Keys>, 1);
+}
+
+template <class T>
+void decode(const AttentionForward& p, void* workspace, cudaStream_t stream) {
+  index_t pairs = p.batch * p.kv_heads, pieces = pieces_of(p);
+  Score<T> score(p);
+  Partial<acc_t<T>> partial(workspace, decode_partials(p));
+  if (p.block_table) walk_pieces<T, PageRows<T>>(p, score, partial, stream);
+  else walk_pieces<T, KeyRows<T>>(p, score, partial, stream);
   index_t rows = pairs * p.group() * p.query_len, joining = min_of(ceil_div(pieces, 4), kJoinWarps);
   bool few = rows < 4 * multiprocessors() && p.value_dim;
   Launch l{dim3(unsigned(rows), unsigned(few ? ceil_div(p.value_dim, kSide) : 1)), dim3(32 * unsigned(joining))};

@@ -37,7 +37,7 @@ SEQKERN_INLINE void fetch_words(std::uint32_t (&to)[4], const void* from, bool t
 }
 
 // On tensor cores.
-template <class T, int kWidth>
+template <class T, int kWidth, class Keys>
 struct StreamWalk {
   static constexpr int kKeys = 16 * kMaxMmaWidth / kWidth, kChunks = kWidth / 32, kPanels = kWidth / 64;
   using Words = std::uint32_t[4];
@@ -47,7 +47,7 @@ struct StreamWalk {
   index_t key;
   int left;  // keys from there on
   int g = lane_id() / 4, t = lane_id() % 4, k_width = int(p.head_dim) - 8 * t, v_width = int(p.value_dim) - 8 * g;
-  const T *k_at, *v_at;  // what this lane reads next
+  Keys k_rows, v_rows;  // what this lane reads next
   Words k[kKeys / 8][kChunks], v[kKeys / 16][4][kPanels];
   Four<std::uint32_t>* q;  // [kChunks, 32], a lane's own words of them
   Softmax<float> state = {};
@@ -60,9 +60,10 @@ struct StreamWalk {
         row(rows[lane_id() / 4]),
         key(piece.first < seen.low ? seen.low : piece.first),
         left(int(min_of(piece.end, seen.high) - key)),
-        k_at(KeyRows<T>(p.k, p.k_strides, p, piece.b, piece.kv_head, key + g).base + 8 * t),
-        v_at(KeyRows<T>(p.v, p.v_strides, p, piece.b, piece.kv_head, key + 2 * t).base + 8 * g),
+        k_rows(p.k, p.k_strides, p, piece.b, piece.kv_head, key + g),
+        v_rows(p.v, p.v_strides, p, piece.b, piece.kv_head, key + 2 * t),
         q(q_ + lane_id()) {
+    k_rows.base += 8 * t, v_rows.base += 8 * g;
     const T* mine = QueryRows<T>{rows, static_cast<const T*>(p.q), p.q_strides, p.cu_q}(g);
     for (int j = 0; j < kChunks; ++j) {
       bool there = mine && 32 * j < k_width;
@@ -76,16 +77,21 @@ struct StreamWalk {
   // `count` rows, zeros past them.
   SEQKERN_INLINE void fetch_keys(int count) {
     SEQKERN_UNROLL
-    for (int n = 0; n < kKeys / 8; ++n, k_at += 8 * p.k_strides.row) SEQKERN_UNROLL
-    for (int j = 0; j < kChunks; ++j) fetch_words(k[n][j], k_at + 32 * j, 8 * n < count - g && 32 * j < k_width);
+    for (int n = 0; n < kKeys / 8; ++n, k_rows.skip(8, p.k_strides)) {
+      const T* row = k_rows.at(0, 8 * n < count - g, p.k_strides);
+      SEQKERN_UNROLL
+      for (int j = 0; j < kChunks; ++j) fetch_words(k[n][j], row + 32 * j, 8 * n < count - g && 32 * j < k_width);
+    }
   }
   SEQKERN_INLINE void fetch_values(int count) {
     SEQKERN_UNROLL
-    for (int n = 0; n < kKeys / 8; ++n, v_at += 8 * p.v_strides.row) SEQKERN_UNROLL
-    for (int m = 0; m < 2; ++m) SEQKERN_UNROLL
-    for (int i = 0; i < kPanels; ++i)
-      fetch_words(v[n / 2][n % 2 * 2 + m][i], v_at + m * p.v_strides.row + 64 * i,
-            8 * n + m < count - 2 * t && 64 * i < v_width);
+    for (int n = 0; n < kKeys / 8; ++n, v_rows.skip(8, p.v_strides)) SEQKERN_UNROLL
+    for (int m = 0; m < 2; ++m) {
+      const T* row = v_rows.at(m, 8 * n + m < count - 2 * t, p.v_strides);
+      SEQKERN_UNROLL
+      for (int i = 0; i < kPanels; ++i)
+        fetch_words(v[n / 2][n % 2 * 2 + m][i], row + 64 * i, 8 * n + m < count - 2 * t && 64 * i < v_width);
+    }
   }
 
   SEQKERN_INLINE void scores(float (&s)[kKeys / 8][4]) const {
@@ -186,6 +192,7 @@ struct StreamWalk {
 };
 
 // In plain arithmetic of 32 bits, widths up to 128.
+template <class Keys>
 struct FloatWalk {
   static constexpr int kKeys = 4;  // at once
   using Words = std::uint32_t[4];
@@ -195,7 +202,7 @@ struct FloatWalk {
   index_t key;
   int left;  // keys from there on
   int column = 4 * lane_id(), mine = lane_id() % kMine;
-  const float *k_at, *v_at;
+  Keys k_rows, v_rows;
   Words q[kMine], k[kKeys], v[kKeys];
   Softmax<float> state = {};  // of row `mine`, the sum that of this lane's keys
   float out[kMine][4] = {};
@@ -207,8 +214,9 @@ struct FloatWalk {
         rows(rows_),
         key(piece.first < seen.low ? seen.low : piece.first),
         left(int(min_of(piece.end, seen.high) - key)),
-        k_at(KeyRows<float>(p.k, p.k_strides, p, piece.b, piece.kv_head, key).base + column),
-        v_at(KeyRows<float>(p.v, p.v_strides, p, piece.b, piece.kv_head, key).base + column) {
+        k_rows(p.k, p.k_strides, p, piece.b, piece.kv_head, key),
+        v_rows(p.v, p.v_strides, p, piece.b, piece.kv_head, key) {
+    k_rows.base += column, v_rows.base += column;
     QueryRows<float> queries{rows, static_cast<const float*>(p.q), p.q_strides, p.cu_q};
     SEQKERN_UNROLL
     for (int r = 0; r < kMine; ++r) {
@@ -221,12 +229,13 @@ struct FloatWalk {
 
   SEQKERN_INLINE static float number(std::uint32_t word) { return bit_cast<float>(word); }
   // `count` rows, zeros past them.
-  SEQKERN_INLINE void fetch(Words (&to)[kKeys], const float*& at, index_t stride, index_t width, int count) const {
+  SEQKERN_INLINE void fetch(Words (&to)[kKeys], Keys& from, const AttentionStrides& s, index_t width, int count) const {
     SEQKERN_UNROLL
-    for (int n = 0; n < kKeys; ++n, at += stride) fetch_words(to[n], at, n < count && column < width);
+    for (int n = 0; n < kKeys; ++n, from.skip(1, s))
+      fetch_words(to[n], from.at(0, n < count, s), n < count && column < width);
   }
-  SEQKERN_INLINE void fetch_keys(int count) { fetch(k, k_at, p.k_strides.row, p.head_dim, count); }
-  SEQKERN_INLINE void fetch_values(int count) { fetch(v, v_at, p.v_strides.row, p.value_dim, count); }
+  SEQKERN_INLINE void fetch_keys(int count) { fetch(k, k_rows, p.k_strides, p.head_dim, count); }
+  SEQKERN_INLINE void fetch_values(int count) { fetch(v, v_rows, p.v_strides, p.value_dim, count); }
 
   // The product of row `mine` and key lane / 8 of those at hand.
   SEQKERN_INLINE float scores() const {

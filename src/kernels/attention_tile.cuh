@@ -135,6 +135,9 @@ struct KeyRows {
         stride(s.row),
         count(int(min_of(p.keys(b) - first, 1 << 30))) {}
   SEQKERN_INLINE const T* operator()(int r) const { return r < count ? base + r * stride : nullptr; }
+  // For who knows whether there is such a row, and goes on by `rows`. Strides of a parameter take no registers.
+  SEQKERN_INLINE const T* at(int r, bool, const AttentionStrides& s) const { return base + r * s.row; }
+  SEQKERN_INLINE void skip(int rows, const AttentionStrides& s) { base += rows * s.row; }
 };
 
 // Rows of q, out or dout.

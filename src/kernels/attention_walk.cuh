@@ -5,7 +5,7 @@
 namespace seqkern::cuda {
 
 // Eight rows of a warp on their way over the keys.
-template <class T, int kColumns>
+template <class T, int kColumns, class Keys = KeyRows<T>>
 struct Walk {
   using A = acc_t<T>;
   const AttentionForward& p;
@@ -18,7 +18,7 @@ struct Walk {
   template <class Team>
   SEQKERN_INLINE void scores(const Team& team, index_t key, A (&s)[kMine], unsigned (&live)[kMine]) const {
     QueryRows<T> queries{rows, static_cast<const T*>(p.q), p.q_strides, p.cu_q};
-    team.product(queries, KeyRows<T>(p.k, p.k_strides, p, b, kv_head, key), p.head_dim, s);
+    team.product(queries, Keys(p.k, p.k_strides, p, b, kv_head, key), p.head_dim, s);
     SEQKERN_UNROLL
     for (int m = 0; m < kMine; ++m) {
       A capped;
@@ -43,7 +43,7 @@ struct Walk {
       for (int c = 0; c < kColumns; ++c) out[m][c] *= factor;
     }
     team.put_weights(s);
-    team.accumulate(KeyRows<T>(p.v, p.v_strides, p, b, kv_head, key), column, p.value_dim, live, out);
+    team.accumulate(Keys(p.v, p.v_strides, p, b, kv_head, key), column, p.value_dim, live, out);
   }
 
   // f(d, c): column d of the output, which this lane keeps at c.

@@ -28,8 +28,8 @@ CODE = ("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contra
 FLAGS = (*CODE, *WARNINGS, "-DSEQKERN_DEVICE_ARRAYS")
 HOST_SOURCES = tuple(f"tests/hostcuda/{name}.cpp" for name in ("module", "device", "runtime", "wgmma"))
 BINDINGS = (
-    "activation", "array", "attention", "cuda_kernels", "device_array", "elementwise", "layer_norm", "layers", "output",
-    "recurrent", "rope",
+    "activation", "array", "attention", "attention_paged", "cuda_kernels", "device_array", "elementwise", "layer_norm",
+    "layers", "output", "recurrent", "rope",
 )  # fmt: skip
 
 

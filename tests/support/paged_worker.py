@@ -1,4 +1,7 @@
-"""Attention against pages with every array next to an unmapped page; see test_attention_paged. Usage: ISA end|start"""
+"""Attention against pages with every array next to an unmapped page; see test_attention_paged.
+
+usage: paged_worker.py ISA|MODULE end|start, MODULE as for guard_worker.py
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import seqkern
+from hostcuda import build
 from seqkern import _cpu
 from support.cases import BFLOAT16, FLOAT32, FLOAT64, random_array
 from support.guard import GuardedAllocator
@@ -20,7 +24,10 @@ SIZES = [(1, 3, 17, 5), (1, 16, 64, 64), (3, 1, 33, 1), (35, 7, 9, 31), (20, 16,
 def main(isa: str, side: str) -> None:
     """The last page of the pool is in use, to its last row; sizes with tails."""
     GuardedAllocator(end=side == "end").install()
-    _cpu.set_isa(isa)
+    if isa.endswith(".so"):
+        build.stand_below_ops(build.load(Path(isa)))
+    else:
+        _cpu.set_isa(isa)
     rng = np.random.default_rng(0)
     for dtypes in (FLOAT32, FLOAT64, BFLOAT16):
         for rows, size, dim, value_dim in SIZES:

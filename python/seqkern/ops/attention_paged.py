@@ -34,6 +34,9 @@ def attention_paged(
     they must lie in [0, pages), the others may hold anything. Options as in `scaled_dot_product_attention`; new
     tokens whose keys are already in the pages take causal="bottom_right". Up to eight query rows for a key-value head
     are a decoding step: keys and values are read once, where they lie. More rows pack them first.
+    On a GPU, which nobody waits for, block_table's width stands for the longest sequence: work is shared out and memory
+    to pack is taken for max_pages · page_size keys, so give the columns that are in use. What is out of range is moved
+    into it there.
 
     Returns out ``[B, Hq, L, Dv]``, with lse ``[B, Hq, L]`` if asked for: bit for bit those of the keys and values side
     by side. Pages are read by stride where their last dimension is adjacent; anything else is copied, all of it.
