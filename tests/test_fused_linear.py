@@ -210,8 +210,8 @@ def test_int8_module(ops: ModuleType) -> None:
     module = nn.Int8Linear.from_linear(linear)
     x = generator("module").standard_normal((2, 5, 33)).astype(np.float32)
     assert isinstance(linear.bias, nn.Parameter)
-    assert_bitwise_equal(module(x), ops.linear_int8(x, module.q, module.scale, linear.bias.data), "module")
-    step = np.abs(x).sum(-1, keepdims=True) * module.scale * 0.51
+    assert_bitwise_equal(module(x), ops.linear_int8(x, module.q.data, module.scale.data, linear.bias.data), "module")
+    step = np.abs(x).sum(-1, keepdims=True) * module.scale.data * 0.51
     assert (np.abs(module(x) - linear(x)) <= step).all()
     assert nn.Int8Linear.from_linear(nn.Linear(3, 4, bias=False)).bias is None
     assert repr(module) == "Int8Linear(33, 20, bias=True)"

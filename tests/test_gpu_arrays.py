@@ -337,6 +337,124 @@ def trains(cupy: Any, make: Any, data: list[np.ndarray]) -> None:
     np.testing.assert_allclose(got, want, rtol=2e-4)
 
 
+def tiny_bert(**changes: Any) -> Any:
+    sizes = {"vocab_size": 23, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 24, "max_position_embeddings": 16, "hidden_dropout_prob": 0.0,
+             "attention_probs_dropout_prob": 0.0}  # fmt: skip
+    return models.BERT(models.BERT.Config(**{**sizes, **changes}))
+
+
+def tiny_translator(**changes: Any) -> Any:
+    sizes = {"d_model": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 2, "dim_feedforward": 24}
+    return models.TransformerMT(
+        models.TransformerMT.Config(23, 19, **sizes, max_positions=12, dropout=0.0, **changes)
+    )
+
+
+def tiny_seq2seq(**changes: Any) -> Any:
+    return models.Seq2Seq(models.Seq2Seq.Config(23, 19, embedding_size=6, hidden_size=8, **changes))
+
+
+PAIRED = {
+    "sinusoids": lambda: tiny_translator(),
+    "learned positions": lambda: tiny_translator(positions="learned"),
+    "no attention": lambda: tiny_seq2seq(bidirectional=True, reverse_source=True),
+    "bahdanau": lambda: tiny_seq2seq(attention="bahdanau", cell="gru"),
+    "luong": lambda: tiny_seq2seq(attention="luong", num_layers=2, reverse_source=True),
+    "concat": lambda: tiny_seq2seq(attention="luong", score="concat"),
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_translator_trains_after_to_cuda(cupy: Any, name: str) -> None:
+    rng = np.random.default_rng(12)
+    ids = rng.integers(3, 19, (3, 6))
+    trains(cupy, PAIRED[name], [rng.integers(3, 23, (3, 7)), ids[:, :-1], ids[:, 1:]])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("head", ["masked_lm", "token", "sequence"])
+def test_an_encoder_trains_after_to_cuda(cupy: Any, kind: str, head: str) -> None:
+    rng = np.random.default_rng(13)
+    ids, mask = rng.integers(2, 23, (2, 7)), np.arange(7) < np.array([[7], [4]])
+    targets = rng.integers(0, 2, (2,) if head == "sequence" else (2, 7))
+    trains(cupy, lambda: tiny_bert(model_type=kind, head=head), [ids, mask, targets])
+
+
+IDS = np.random.default_rng(14).integers(3, 19, (2, 5))
+KEPT = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+IMAGES = np.random.default_rng(15).standard_normal((2, 2, 8, 8)).astype(np.float32)
+WRITERS: dict[str, tuple[Any, Any]] = {
+    "gpt2": (tiny_gpt2, lambda m, on: m.generate(on(IDS), 6, temperature=0, attention_mask=on(KEPT))),
+    "gpt2 drawing": (tiny_gpt2, lambda m, on: m.generate(on(IDS), 6, top_p=0.9, repetition_penalty=1.3, seed=1)),
+    "gpt2 in int8": (lambda: tiny_gpt2().quantize_int8(), lambda m, on: m.generate(on(IDS), 6, temperature=0)),
+    "rnn_lm": (tiny_rnn_lm, lambda m, on: m.generate(on(IDS), 6, temperature=0)),
+    "captioner": (lambda: tiny_captioner(), lambda m, on: m.generate(on(IMAGES), 4, beams=2, length_penalty=6.0).ids),
+    **{
+        f"{name}, {beams} beams": (make, lambda m, on, n=beams: m.generate(
+            on(IDS), 6, attention_mask=on(KEPT[:, ::-1].copy()), beams=n, length_penalty=6.0).ids)
+        for name, make in PAIRED.items() for beams in (1, 3)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_model_writes_the_same_there_and_back(cupy: Any, name: str) -> None:
+    make, write = WRITERS[name]
+    seqkern.manual_seed(3)
+    model = make()
+    want = write(model, lambda a: a)
+    np.testing.assert_array_equal(write(model.to("cuda"), cupy.asarray), want)
+    np.testing.assert_array_equal(write(model.to("cpu"), lambda a: a), want)
+
+
+def test_sentences_are_embedded_after_to_cuda(cupy: Any) -> None:
+    seqkern.manual_seed(0)
+    model = tiny_bert().eval()
+    for options in ({"normalise": True}, {"pooling": "cls"}, {"pooling": "pooler"}):
+        want = model.to("cpu").embed(IDS, KEPT, **options)
+        close(model.to("cuda").embed(*on_device(cupy, IDS, KEPT), **options), want)
+
+
+@pytest.mark.parametrize("loss", ["negative", "softmax"])
+def test_word_vectors_after_to_cuda(cupy: Any, loss: str) -> None:
+    words = [str(n) for n in range(12)]
+    model = models.Word2Vec(models.Word2VecConfig(words, list(range(12, 0, -1)), dim=6, loss=loss))
+    ids = np.random.default_rng(16).integers(0, 12, (2, 9))
+    noise = [np.arange(5)] if loss == "negative" else []
+    want = [model.loss_and_grads(*ids, *noise), *(p.grad for p in model.parameters())]
+    model.to("cuda").zero_grad()
+    got = [model.loss_and_grads(*on_device(cupy, *ids, *noise)), *(p.grad for p in model.parameters())]
+    assert abs(got[0] - want[0]) < 1e-5
+    for ours, theirs in zip(got[1:], want[1:], strict=True):
+        close(ours, theirs)
+
+
+def test_int8_weights_move_and_are_saved() -> None:
+    layer = nn.Int8Linear.from_linear(nn.Linear(5, 4)).to("bfloat16")
+    kinds = {name: array.dtype.name for name, array in layer.state_dict().items()}
+    assert kinds == {"q": "int8", "scale": "float32", "bias": "float32"} and not list(layer.parameters())
+
+
+def test_an_optimiser_follows_its_parameters(cupy: Any) -> None:
+    def trained(move: bool) -> Any:
+        seqkern.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        optimiser = optim.AdamW(layer.parameters(), lr=0.1)
+        for step in range(2):
+            x = np.full((4, 3), 1.0 + step, np.float32)
+            if step and move:
+                layer.to("cuda")
+                x = cupy.asarray(x)
+            y, pull = layer.vjp(x)
+            layer.zero_grad()
+            pull(y)
+            optimiser.step()
+        return layer.weight.data
+
+    close(trained(True), trained(False))
+
+
 def tiny_vit() -> Any:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     return models.ViT(models.ViTConfig(**sizes, image_size=(8, 12), patch_size=4, num_channels=2, num_labels=5))
@@ -374,8 +492,9 @@ def tiny_captioner() -> Any:
 
 @pytest.mark.parametrize(
     "make, shape",
-    [(tiny_vit, (2, 2, 8, 12)), (tiny_swin, (2, 2, 12, 12)), (tiny_vgg, (4, 2, 12, 12)), (tiny_wav2vec2, (2, 90)),
-     (tiny_sequence_model, (2, 4, 2, 10)), (tiny_captioner, (2, 2, 8, 8))],
+    [(tiny_vit, (2, 2, 8, 12)), (tiny_vit, (2, 2, 12, 4)), (tiny_swin, (2, 2, 12, 12)), (tiny_swin, (1, 2, 10, 14)),
+     (tiny_vgg, (4, 2, 12, 12)), (tiny_wav2vec2, (2, 90)), (tiny_sequence_model, (2, 4, 2, 10)),
+     (tiny_captioner, (2, 2, 8, 8))],
 )  # fmt: skip
 def test_models_with_convolutions_train_after_to_cuda(cupy: Any, make: Any, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(9)

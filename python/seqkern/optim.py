@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import ops
-from .nn._arrays import Array, array_module, shape_text, to_numpy
+from .nn._arrays import Array, array_module, like, shape_text, to_numpy
 from .nn.module import Parameter
 
 Parameters: TypeAlias = Iterable[Parameter] | Iterable[tuple[str, Parameter]]
@@ -42,9 +42,9 @@ class Optimizer:
             if parameter.grad is None:
                 continue
             state = self._state[name]
-            for key in self._buffers:
-                if key not in state:
-                    state[key] = self._new_buffer(parameter.data)
+            for key in self._buffers:  # they follow a parameter that has moved
+                kept = state[key] if key in state else self._new_buffer(parameter.data)
+                state[key] = like(kept, parameter.data)
             self._steps[name] += 1
             self._update(parameter, state, self._steps[name])
 

@@ -23,9 +23,10 @@ class Order(NamedTuple):
 
     def arrange(self, x: Array) -> Array:
         """x `[B, tokens, C]` as `[B, places, C]`, zeros in the padding; also the gradient of `restore`."""
-        y = x.take(array_module(x).asarray(self.tokens), axis=1)
+        tokens = array_module(x).asarray(self.tokens)
+        y = x.take(tokens, axis=1)
         if len(self.tokens) > len(self.places):
-            y[:, self.tokens < 0] = 0
+            y[:, tokens < 0] = 0
         return y
 
     def restore(self, y: Array) -> Array:

@@ -148,7 +148,7 @@ class GPT2(PretrainedModel):
 
     def _names(self) -> dict[str, str]:
         names = NAMES if self.config.norm_first else GPT1_NAMES
-        return {ours: self.prefix + theirs for ours, theirs in names.items()}
+        return {ours: self.prefix + theirs for ours, theirs in names.items()} | {"int8_head": "lm_head"}
 
     def _transposed(self, name: str) -> bool:
         return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))

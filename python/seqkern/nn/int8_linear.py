@@ -7,18 +7,19 @@ from typing import Any
 from .. import ops
 from ._arrays import Array
 from .linear import Linear
-from .module import Module, Pullback
+from .module import Buffer, Module, Pullback
 
 
 class Int8Linear(Module):
     """x [..., in_features] -> y [..., out_features] with q int8 [out_features, in_features].
 
     weight = q scale, one scale per output; made from a trained `Linear` and not trainable itself:
-    there are no parameters, and no gradient.
+    there are no parameters, and no gradient. q, scale and bias are buffers.
     """
 
     def __init__(self, q: Array, scale: Array, bias: Array | None = None) -> None:
-        self.q, self.scale, self.bias = q, scale, bias
+        self.q, self.scale = Buffer(q), Buffer(scale)
+        self.bias = None if bias is None else Buffer(bias)
         self.out_features, self.in_features = q.shape
 
     @classmethod
@@ -29,7 +30,8 @@ class Int8Linear(Module):
 
     def __call__(self, x: Array, **fused: Any) -> Array:
         """fused: `activation` and `residual`, as `seqkern.linear_int8` takes them."""
-        return ops.linear_int8(x, self.q, self.scale, self.bias, **fused)
+        bias = None if self.bias is None else self.bias.data
+        return ops.linear_int8(x, self.q.data, self.scale.data, bias, **fused)
 
     def vjp(self, x: Array, **fused: Any) -> tuple[Array, Pullback]:
         """For models that always call `vjp`: y, and a pullback that refuses."""

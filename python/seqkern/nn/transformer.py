@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ._arrays import Array, OutputForm, check_array
+from ._arrays import Array, OutputForm, check_array, like
 from ._init import Initializer, check_size
 from .container import ModuleList
 from .module import Module, Pullback
@@ -234,7 +234,8 @@ class SinusoidalPositions(Module):
                 f"input must be [..., L, {self.dim}] with offset + L at most {self.max_len}, "
                 f"got {list(x.shape)} at offset {offset}"
             )
-        rows = self.table[offset : offset + x.shape[axis]].astype(x.dtype)
+        table = self.table = like(self.table, x)  # it moves to where the input is
+        rows = table[offset : offset + x.shape[axis]].astype(x.dtype)
         return x + (rows if axis == -2 else rows[:, None])
 
     def vjp(self, x: Array, offset: int = 0) -> tuple[Array, Pullback]:
