@@ -7,8 +7,12 @@ by tests/hostcuda. With a GPU the same bodies run on CuPy and `_cuda`, marked `g
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -89,6 +93,16 @@ def test_host_and_device_do_not_mix(cupy: Any) -> None:
         seqkern.rms_norm(x, 3, cupy.asarray(x[0]))
     with pytest.raises(TypeError, match="linear: got a NumPy array"):
         seqkern.linear(cupy.asarray(x), x)
+
+
+def test_another_device_is_refused(hostcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is plain CuPy, in the words of the kernels' bindings."""
+    fake = fake_cupy.install(monkeypatch, hostcuda)
+    x, weight = on_device(fake, np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))
+    weight.device = SimpleNamespace(id=1)
+    with pytest.raises(ValueError, match="linear: weight must be on the current device, 0, got an array on device 1"):
+        seqkern.linear(x, weight)
+    hostcuda.use_arrays("numpy")
 
 
 @pytest.mark.parametrize(
@@ -573,7 +587,12 @@ def test_out_of_memory_is_an_exception_and_no_more() -> None:
     close(lstm_and_attention(given, on), lstm_and_attention(x, weights), 4.0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("seqkern._cuda") is None, reason="_cuda is not built")
+needs_extension = pytest.mark.skipif(
+    importlib.util.find_spec("seqkern._cuda") is None, reason="_cuda is not built"
+)
+
+
+@needs_extension
 def test_without_a_device_one_clear_error() -> None:
     """`_cuda` imports where there is no GPU, and says so when it is asked to do something."""
     from seqkern import _cuda, _gpu
@@ -585,6 +604,37 @@ def test_without_a_device_one_clear_error() -> None:
         assert "built for sm_" in _gpu.describe() and str(error) in _gpu.describe()
     with pytest.raises(TypeError, match="must be a CUDA array"):
         _cuda.softmax_forward(np.ones(3, np.float32), False, None)
+
+
+DRIVER = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+static int no_device(void) { return 100; }
+int cuInit(unsigned flags) { return no_device(); }
+int cuDriverGetVersion(int* version) { *version = VERSION; return 0; }
+int cuGetProcAddress_v2(const char* name, void** function, int version, unsigned long flags, int* status) {
+  *function = dlsym(dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD), name);
+  if (!*function) *function = (void*)no_device;
+  if (status) *status = 0;
+  return 0;
+}
+"""
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    "version, message",
+    [(9000, "driver is too old: it knows CUDA 9.0, this build needs"), (99000, "no CUDA device: nvidia-smi must")],
+)
+def test_what_the_driver_says(tmp_path: Path, version: int, message: str) -> None:
+    """A libcuda that knows its version and has no device."""
+    (tmp_path / "driver.c").write_text(DRIVER)
+    command = ["cc", "-shared", "-fPIC", f"-DVERSION={version}", "driver.c", "-o", "libcuda.so.1", "-ldl"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    script = "from seqkern import _gpu; print(_gpu.missing())"
+    there = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=there)
+    assert message in done.stdout, done.stdout + done.stderr
 
 
 def test_a_name_the_module_lacks_is_only_missing() -> None:

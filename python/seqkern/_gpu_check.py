@@ -10,14 +10,21 @@ FLOATING = ("float32", "float64", "bfloat16", "float16")
 
 
 def floating(op: str, **arrays: Array | None) -> None:
-    """TypeError unless each is a CuPy array of floating point, or None."""
+    """TypeError or ValueError unless each is a CuPy array of floating point on the current device, or None."""
+    cupy = sys.modules["cupy"]
+    here = cupy.cuda.runtime.getDevice()
     for name, array in arrays.items():
         if array is None:
             continue
-        if not isinstance(array, sys.modules["cupy"].ndarray):
+        if not isinstance(array, cupy.ndarray):
             raise TypeError(f"{op}: {name} must be a CuPy array, got {type(array).__name__}")
         if array.dtype.name not in FLOATING:
             raise TypeError(f"{op}: {name} must be float32, float64, bfloat16 or float16, got {array.dtype}")
+        if array.size and array.device.id != here:
+            raise ValueError(
+                f"{op}: {name} must be on the current device, {here}, got an array on device {array.device.id}: "
+                "make that the current one with cupy.cuda.Device"
+            )
 
 
 def expect_shape(op: str, name: str, array: Array, shape: tuple[int, ...]) -> None:

@@ -59,7 +59,8 @@ void expect_here(const std::string& what, const void* data) {
     throw pybind11::value_error(what + " must lie in a device's memory, got memory of the host");
   if (memory.type == cudaMemoryTypeDevice && memory.device != current())
     throw pybind11::value_error(what + " must be on the current device, " + std::to_string(current()) +
-                                ", got an array on device " + std::to_string(memory.device));
+                                ", got an array on device " + std::to_string(memory.device) +
+                                ": make that the current one with cupy.cuda.Device");
 }
 
 pybind11::object workspace(std::size_t bytes, void** memory) {

@@ -55,17 +55,30 @@ void launch(const Launch& l, void (*kernel)(Parameters...), Arguments... argumen
 
 #else
 
-// What a failure means to the caller, in one sentence.
+// What a failure means to the caller and what to do about it, in one sentence.
 inline std::string meaning(cudaError_t error) {
-  int driver = 0, runtime = 0;
+  int driver = 0, runtime = 0, device = 0, major = 0, minor = 0;
   auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
-  if (error == cudaErrorNoDevice) return "no CUDA device";
+  if (error == cudaErrorNoDevice)
+    return "no CUDA device: nvidia-smi must list one, and CUDA_VISIBLE_DEVICES not hide it";
   if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
     return "no CUDA device: no NVIDIA driver is installed";
   if (error == cudaErrorInsufficientDriver && cudaRuntimeGetVersion(&runtime) == cudaSuccess)
-    return "the NVIDIA driver is too old: it knows CUDA " + version(driver) + ", this build needs " + version(runtime);
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
-    return "this build has no code for the device's architecture: build with SEQKERN_CUDA_ARCHITECTURES";
+    return "the NVIDIA driver is too old: it knows CUDA " + version(driver) + ", this build needs " + version(runtime) +
+           "; update the driver, or build with an older CUDA toolkit";
+  if (error == cudaErrorInvalidResourceHandle)
+    return "a stream belongs to another device than the current one: make both current with cupy.cuda.Device";
+  bool old_driver = error == cudaErrorUnsupportedPtxVersion;
+  if (old_driver || error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    std::string is = std::to_string(major) + "." + std::to_string(minor), of = "compute capability ";
+    if (major < 8) return "the device is of " + of + is + ", the kernels need 8.0";
+    return (old_driver ? "the NVIDIA driver is too old to translate this build for " + of + is + ": update it, or"
+                       : "this build has no code for " + of + is + ":") +
+           " build with SEQKERN_CUDA_ARCHITECTURES=" + std::to_string(10 * major + minor);
+  }
   return cudaGetErrorString(error);
 }
 

@@ -22,6 +22,7 @@ class ndarray(NDArrayOperatorsMixin):
 
     __module__ = "cupy"
     __hash__ = None  # type: ignore[assignment]
+    device = SimpleNamespace(id=0)
 
     def __init__(self, held: np.ndarray) -> None:
         self._held = held
