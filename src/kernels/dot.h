@@ -29,12 +29,13 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
   const W* rows[NU / kSpan];
 #pragma GCC unroll 16
   for (int u = 0; u < NU; u += kSpan) rows[u / kSpan] = weight + (Whole || u < units ? u : units - 1) * ldw;
-  auto step = [&](index_t k, auto read) {
+  constexpr int kTogether = NU < 8 ? NU : 4;  // rows of 4 KiB meet in one set of L1, which holds no sixteen lines
+  auto step = [&](int first, index_t k, auto read) {
     std::conditional_t<kPairs, VecU, Vec<A>> av[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) av[m] = read(a + m * lda + k);
 #pragma GCC unroll 16
-    for (int u = 0; u < NU; ++u) {
+    for (int u = first; u < (first + kTogether < NU ? first + kTogether : NU); ++u) {
       auto w = read(rows[u / kSpan] + u % kSpan * ldw + k);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
@@ -46,20 +47,23 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
     if constexpr (kPairs) return load_pairs(p);
     else return load(p);
   };
-  index_t k = 0;
-  for (; k + 2 * kStep <= depth; k += 2 * kStep) {  // cache lines of every unit
-    step(k, whole);
-    step(k + kStep, whole);
+#pragma GCC unroll 16
+  for (int u = 0; u < NU; u += kTogether) {
+    index_t k = 0;
+    for (; k + 2 * kStep <= depth; k += 2 * kStep) {  // cache lines of every unit
+      step(u, k, whole);
+      step(u, k + kStep, whole);
+    }
+    if (k + kStep <= depth) {
+      step(u, k, whole);
+      k += kStep;
+    }
+    if (int tail = int(depth - k))
+      step(u, k, [tail](const auto* p) {
+        if constexpr (kPairs) return load_pairs_n(p, tail);
+        else return load_n(p, tail);
+      });
   }
-  if (k + kStep <= depth) {
-    step(k, whole);
-    k += kStep;
-  }
-  if (int tail = int(depth - k))
-    step(k, [tail](const auto* p) {
-      if constexpr (kPairs) return load_pairs_n(p, tail);
-      else return load_n(p, tail);
-    });
   return sum_each<A>(acc);
 }
 
