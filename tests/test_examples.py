@@ -222,19 +222,43 @@ class CrashError(Exception):
     pass
 
 
-def load_training() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("_training", EXAMPLES / "_training.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["_training"] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def test_stories_are_labelled_by_their_sentences(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer follows the name and the words before it; wanted are the sentences with the person's name in them."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    tool = load("question_spans")
+
+    def sentences(ids: np.ndarray, types: np.ndarray) -> list[list[str]]:
+        words = [[tool.WORDS[k] for k in ids[types == number]] for number in range(types.max() + 1)]
+        return [[word for word in sentence if word not in ("[pad]", tool.CLS, tool.SEP)] for sentence in words]
+
+    for _ in range(200):
+        ids, types, (first, last) = tool.question(tool.Story(rng), rng)
+        request = " ".join(sentences(ids, types)[0])
+        facts = ((name, *fact) for name in tool.NAMES for fact in tool.FACTS.items())
+        [(name, before)] = [(name, before) for name, text, (before, _) in facts if text.format(name) == request]
+        [sentence] = [" ".join(s) for s in sentences(ids, types)[1:] if " ".join(s).startswith(f"{name} {before} ")]
+        answer = " ".join(tool.WORDS[k] for k in ids[first : last + 1])
+        assert sentence == f"{name} {before} {answer} ."
+        ids, types, wanted = tool.summary(tool.Story(rng), rng)
+        (_, _, person), *others = sentences(ids, types)
+        assert [person in sentence for sentence in others] == wanted[wanted >= 0].tolist()
+        starts = np.flatnonzero(wanted >= 0)
+        assert types[starts].tolist() == (types[starts - 1] + 1).tolist() == list(range(1, len(starts) + 1))
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "AdamW"])
 def test_training_resumes_to_the_bit_after_a_crash(optimizer: str, tmp_path: Path) -> None:
     """A crash in step 7 falls back to the checkpoint of step 6; SIGINT in step 9 keeps step 9."""
-    tool = load_training()
+    tool = load("_training")
     text = np.random.default_rng(0).integers(0, 5, (3, 200))
 
     def train(path: Path, disturbances: dict[int, Any]) -> Any:
