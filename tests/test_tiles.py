@@ -108,7 +108,7 @@ def test_linear_with_all_that_follows_the_product(shape: tuple[int, int, int], m
 
 
 PRODUCTS = {
-    FLOAT32: {"medium": 2, "high": 3, "highest": 6},
+    FLOAT32: {"medium": 2, "high": 3, "highest": 0},  # by FMA
     BFLOAT16: dict.fromkeys(MODES, 1),
     BFLOAT16_WEIGHTS: {"medium": 1, "high": 2, "highest": 3},
 }
@@ -123,7 +123,8 @@ def test_which_products_run(dtypes: DTypes, mode: str, counts: Callable[[], tupl
     seqkern.linear(arrays["x"], arrays["weight"], precision=mode)
     dots, loaded, released = (now - then for now, then in zip(counts(), before, strict=True))
     assert dots == 6 * 4 * 10 * PRODUCTS[dtypes][mode]
-    assert loaded == released > 0
+    assert loaded == released
+    assert (loaded > 0) == (dots > 0)
 
 
 @pytest.mark.parametrize("shape", [(7, 64, 64), (64, 31, 64), (64, 64, 15)], ids=str)
@@ -245,7 +246,7 @@ def test_layer(case: Recurrent, dtypes: DTypes, mode: str) -> None:
     check_backward(seqkern, replace(case, precision=mode), dtypes)
 
 
-@each_mode
+@pytest.mark.parametrize("mode", ["high", "medium"])
 @each_layer
 def test_layers_run_on_the_unit(case: Recurrent, mode: str, counts: Callable[[], tuple[int, int, int]]) -> None:
     case = replace(case, precision=mode)

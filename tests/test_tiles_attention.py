@@ -67,7 +67,7 @@ def test_every_tail(keys: int) -> None:
 
 # Products of q k' and of P v for 256 and more keys, and for fewer.
 PRODUCTS = {
-    ("float32", "highest"): (6, 6, 6),
+    ("float32", "highest"): (0, 0, 0),  # by FMA
     ("float32", "high"): (5, 3, 5),  # 64 terms of q k' are few, 256 keys many
     ("float32", "medium"): (2, 2, 2),
     ("bfloat16", "highest"): (1, 1, 1),
@@ -85,7 +85,8 @@ def test_which_products_run(dtype: str, mode: str, keys: int, counts: Any) -> No
     scores, many, few = PRODUCTS[dtype, mode]
     tiles = 4 * (keys // 16) * 2  # of 16 rows by 16 keys by 32 terms
     assert dots == tiles * scores + tiles * (many if keys >= 256 else few)
-    assert loaded == released > 0
+    assert loaded == released
+    assert (loaded > 0) == (dots > 0)
 
 
 @pytest.mark.parametrize("sizes", [(5, 256, 64), (15, 256, 64), (64, 32, 64), (64, 256, 31)], ids=str)

@@ -106,7 +106,6 @@ class Gemm {
 
   void run(Job& job) {
     if (rows <= 0 || columns <= 0) return;
-    if (kTileRegisters && on_tiles(*this, job)) return;
     if (in_place(*this, job) || on_tiles(*this, job)) return;
     int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
     choose_grid(threads);

@@ -106,9 +106,9 @@ class TileGemm {
     bool add = k > 0 || g.accumulate, last = k + d == g.depth, wide = wide_row || wide_column;
     SC* out = g.c + row * g.ldc + column;
     if constexpr (std::is_same_v<SC, float>)
-      if (width == kTilePanel && !add && !wide && !(last && g.epilogue.any()))
-        return tile_product(parts, a, b, d, height, out, g.ldc);
-    float sums[kTilePanel * kTilePanel];
+      if (width == kTilePanel && !wide && !(last && g.epilogue.any()))
+        return tile_product(parts, a, b, d, height, out, g.ldc, add);
+    alignas(64) float sums[kTilePanel * kTilePanel];
     tile_product(parts, a, b, d, height, sums, kTilePanel);
     if (wide) multiply_again(row, height, column, width, wide_row, wide_column, k, d, again + rank * again_size, sums);
     if (add)

@@ -17,13 +17,12 @@
 //                                             roundings agree; 1.2 * 2^-18 root mean square, and independent of
 //                                             term to term: below kManyTerms terms that is not enough, and
 //                            3, 2      5      2^-17 is what runs
-//                   highest  3, 3      6      u (the dropped a1 b2, a2 b1, a2 b2)
+//                   highest                   by FMA: the six products of 3, 3 took 0.8 to 1.9 times as long on the
+//                                             unit of a Sapphire Rapids core that others share
 //
-// Counting cycles on a core with 16 a tile product (3.1 TFLOP/s at 3 GHz): 16 x 16 x 32 takes 16 for each product,
-// so 96 for all six, against some 300 by AVX-512 FMA; packing takes the more of that back the fewer rows there are.
-// Fewer than eight (recurrent layers, whose weights are packed once for all steps: four) for each product do not
-// come here: six products begin at 48 rows, or a batch of 24. Nor do, where the bound is that of fp32, sums so
-// short that the roundings of six products would show (kSomeTerms).
+// Fewer than eight rows (recurrent layers, whose weights are packed once for all steps: four) for each product do not
+// pay for packing. Nor, where the bound is that of fp32, do sums come here that are so short that the roundings of
+// three products would show (kSomeTerms).
 //
 // The unit knows no subnormals, and a split infinity is not one: rows of A and columns of B with a value of 2^40
 // or more, infinite or NaN (`wide`) are computed again by FMA, each on its own, whatever its neighbours hold. A
@@ -68,8 +67,11 @@ Parts parts_for(Precision mode, index_t rows, index_t depth, index_t rows_each) 
     constexpr bool kExactA = kOnePart<SA>, kExactB = kOnePart<SB>;
     int n = mode == Precision::highest ? 3 : mode == Precision::high ? 2 : 1;
     Parts p{kExactA ? 1 : n, kExactB ? 1 : n};
-    if (!kExactA && !kExactB && mode == Precision::medium) p.a = 2;
-    if (!kExactA && !kExactB && mode == Precision::high && depth < kManyTerms) p.a = 3;
+    if constexpr (!kExactA && !kExactB) {
+      if (mode == Precision::highest) return {};
+      if (mode == Precision::medium) p.a = 2;
+      if (mode == Precision::high && depth < kManyTerms) p.a = 3;
+    }
     bool fp32_bound = mode == Precision::highest && !(kExactA && kExactB);
     if (!kTileRegisters && p.products() > 1) return {};
     if (depth < (fp32_bound ? kSomeTerms : kTileDepth) || rows < rows_each * p.products()) return {};
@@ -89,13 +91,11 @@ inline index_t panel_values(index_t depth, int parts) { return tile_chunks(depth
 // The next part of x and y, taken off them: values side by side (Along k), or y in the upper half of x's lane.
 template <bool Along>
 SEQKERN_INLINE VecU next_part(Vec<float>& x, Vec<float>& y) {
-  struct {
-    VecU16 x, y;
-  } part{narrow(x), narrow(y)};
-  x = x - widen(part.x);
-  y = y - widen(part.y);
-  if constexpr (Along) return bit_cast<VecU>(part);
-  else return __builtin_convertvector(part.x, VecU) | __builtin_convertvector(part.y, VecU) << 16;
+  VecU part = narrow_beside(x, y);
+  Vec<float> part_x = widen_half<0>(part), part_y = widen_half<1>(part);
+  x = x - part_x, y = y - part_y;
+  if constexpr (Along) return part;
+  else return bit_cast<VecU>(part_x) >> 16 | bit_cast<VecU>(part_y);
 }
 
 // The same with nothing left over; Exact: x and y are bf16 values.
@@ -209,46 +209,7 @@ inline std::uint32_t wide_columns(const Half* panel, index_t depth, int parts) {
 
 // ---- the product ----
 
-// Small products first: of every chunk the one that counts is added last.
-template <int RowTiles, int PA, int PB>
-__attribute__((noinline)) void tile_square(const Half* a, const Half* b, index_t chunks, float* c, index_t ldc) {
-  constexpr int kLimit = PA > PB ? PA : PB;
-  tile_zero<0>(), tile_zero<1>();
-  if constexpr (RowTiles == 2) tile_zero<2>(), tile_zero<3>();
-  for (index_t chunk = 0; chunk < chunks; ++chunk, a += PA * 2 * kTileValues, b += PB * 2 * kTileValues) {
-#pragma GCC unroll 3
-    for (int i = PA - 1; i >= 0; --i) {
-      tile_load<4>(a + 2 * i * kTileValues);
-      if constexpr (RowTiles == 2) tile_load<5>(a + (2 * i + 1) * kTileValues);
-#pragma GCC unroll 3
-      for (int j = (PB < kLimit - i ? PB : kLimit - i) - 1; j >= 0; --j) {
-        if (PB > 1 || i == PA - 1) {
-          tile_load<6>(b + 2 * j * kTileValues);
-          tile_load<7>(b + (2 * j + 1) * kTileValues);
-        }
-        tile_dot<0, 4, 6>(), tile_dot<1, 4, 7>();
-        if constexpr (RowTiles == 2) tile_dot<2, 5, 6>(), tile_dot<3, 5, 7>();
-      }
-    }
-  }
-  tile_store<0>(c, ldc), tile_store<1>(c + kTileRows, ldc);
-  if constexpr (RowTiles == 2)
-    tile_store<2>(c + kTileRows * ldc, ldc), tile_store<3>(c + kTileRows * ldc + kTileRows, ldc);
-}
-
-template <int RowTiles>
-void tile_square(Parts parts, const Half* a, const Half* b, index_t chunks, float* c, index_t ldc) {
-  switch (parts.a * 4 + parts.b) {
-    case 5: return tile_square<RowTiles, 1, 1>(a, b, chunks, c, ldc);
-    case 9: return tile_square<RowTiles, 2, 1>(a, b, chunks, c, ldc);
-    case 10: return tile_square<RowTiles, 2, 2>(a, b, chunks, c, ldc);
-    case 13: return tile_square<RowTiles, 3, 1>(a, b, chunks, c, ldc);
-    case 14: return tile_square<RowTiles, 3, 2>(a, b, chunks, c, ldc);
-    case 15: return tile_square<RowTiles, 3, 3>(a, b, chunks, c, ldc);
-  }
-}
-
-// Left factors of pair_product: a packed panel of A of one part, and rows where they lie, of whole chunks.
+// Left factors: a packed panel of A, and rows where they lie, of one part and whole chunks.
 struct PackedLeft {
   const Half* data;
   const Half* row(index_t m) const { return data + m / kTileRows * kTileValues + m % kTileRows * kTileDepth; }
@@ -260,6 +221,52 @@ struct RowsLeft {
   const Half* row(index_t m) const { return data + m * stride; }
   static constexpr index_t chunk = kTileDepth;
 };
+
+// f(which, where) for the tiles of C of a square.
+template <int RowTiles, class F>
+SEQKERN_INLINE void for_sums(float* c, index_t ldc, F f) {
+  f(std::integral_constant<int, 0>{}, c), f(std::integral_constant<int, 1>{}, c + kTileRows);
+  if constexpr (RowTiles == 1) return;
+  c += kTileRows * ldc;
+  f(std::integral_constant<int, 2>{}, c), f(std::integral_constant<int, 3>{}, c + kTileRows);
+}
+
+// Small products first: of every chunk the one that counts is added last.
+template <int RowTiles, int PA, int PB, class Left>
+__attribute__((noinline)) void tile_square(Left left, const Half* b, index_t chunks, float* c, index_t ldc, bool add) {
+  const Half *a = left.row(0), *below = left.row(kTileRows);
+  constexpr int kLimit = PA > PB ? PA : PB;
+  if (add) for_sums<RowTiles>(c, ldc, [&](auto tile, float* at) { tile_load<tile()>(at, ldc); });
+  else for_sums<RowTiles>(c, ldc, [&](auto tile, float*) { tile_zero<tile()>(); });
+  for (; chunks > 0; --chunks, a += PA * Left::chunk, below += PA * Left::chunk, b += PB * 2 * kTileValues) {
+#pragma GCC unroll 3
+    for (int i = PA - 1; i >= 0; --i) {
+      tile_load<4>(a + i * Left::chunk, left.stride);
+      if constexpr (RowTiles == 2) tile_load<5>(below + i * Left::chunk, left.stride);
+#pragma GCC unroll 3
+      for (int j = (PB < kLimit - i ? PB : kLimit - i) - 1; j >= 0; --j) {
+        if (PB > 1 || i == PA - 1) {
+          tile_load<6>(b + 2 * j * kTileValues, kTileDepth);
+          tile_load<7>(b + (2 * j + 1) * kTileValues, kTileDepth);
+        }
+        tile_dot<0, 4, 6>(), tile_dot<1, 4, 7>();
+        if constexpr (RowTiles == 2) tile_dot<2, 5, 6>(), tile_dot<3, 5, 7>();
+      }
+    }
+  }
+  for_sums<RowTiles>(c, ldc, [&](auto tile, float* at) { tile_store<tile()>(at, ldc); });
+}
+
+template <int RowTiles>
+void tile_square(Parts parts, PackedLeft a, const Half* b, index_t chunks, float* c, index_t ldc, bool add) {
+  switch (parts.a * 4 + parts.b) {
+    case 5: return tile_square<RowTiles, 1, 1>(a, b, chunks, c, ldc, add);
+    case 9: return tile_square<RowTiles, 2, 1>(a, b, chunks, c, ldc, add);
+    case 10: return tile_square<RowTiles, 2, 2>(a, b, chunks, c, ldc, add);
+    case 13: return tile_square<RowTiles, 3, 1>(a, b, chunks, c, ldc, add);
+    case 14: return tile_square<RowTiles, 3, 2>(a, b, chunks, c, ldc, add);
+  }
+}
 
 // The product without tile registers, of one part each, with the first Columns of a panel of B: eight rows of C at a
 // time, and as many chunks as keep their part of B in the first-level cache for all of them.
@@ -305,12 +312,12 @@ inline void tile_product(Parts parts, const Half* a, const Half* b, index_t dept
                          bool add = false) {
   if constexpr (!kTileRegisters)
     return pair_product<int(kTilePanel)>(PackedLeft{a}, b, tile_chunks(depth), rows, c, ldc, add);
-  float square[kTilePanel * kTilePanel];
-  bool whole = !add && (rows == kTileRows || rows == kTilePanel);
+  alignas(64) float square[kTilePanel * kTilePanel];
+  bool whole = rows == kTileRows || rows == kTilePanel;
   float* to = whole ? c : square;
   index_t stride = whole ? ldc : kTilePanel;
-  if (rows <= kTileRows) tile_square<1>(parts, a, b, tile_chunks(depth), to, stride);
-  else tile_square<2>(parts, a, b, tile_chunks(depth), to, stride);
+  if (rows <= kTileRows) tile_square<1>(parts, PackedLeft{a}, b, tile_chunks(depth), to, stride, whole && add);
+  else tile_square<2>(parts, PackedLeft{a}, b, tile_chunks(depth), to, stride, whole && add);
   if (whole) return;
   for (index_t m = 0; m < rows; ++m)
     for (index_t v = 0; v < kTilePanel; v += kLanes<float>) {

@@ -3,7 +3,7 @@
 //   C[16 rows, 16 fp32] += A[16 rows, 32 bf16] B[16 pairs of k, 16 columns of 2 bf16]
 //
 // AMX has eight registers ("tiles") of 16 rows by 64 bytes: 0-3 hold a 2 x 2 square of C, 4 and 5 two tiles of A, 6 and
-// 7 two of B. Every tile in memory is 1 KiB without gaps. Assembly instead of intrinsics: GCC 12's know nothing of the
+// 7 two of B. Packed tiles are 1 KiB without gaps. Assembly instead of intrinsics: GCC 12's know nothing of the
 // memory they read and write. AVX512-BF16 takes one pair of k for 16 columns: a line of a tile of B (dot_pairs).
 //
 // Both round to nearest, take subnormal inputs for zero and flush subnormal results. An instruction set with neither
@@ -48,9 +48,13 @@ template <int Tile>
 SEQKERN_INLINE void tile_zero() {
   asm volatile("tilezero %%tmm%c0" : : "i"(Tile));
 }
-template <int Tile>
-SEQKERN_INLINE void tile_load(const std::uint16_t* p) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(index_t(64)), "i"(Tile) : "memory");
+// Rows of 64 bytes, `stride` values apart.
+template <int Tile, class Value>
+SEQKERN_INLINE void tile_load(const Value* p, index_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+               :
+               : "r"(p), "r"(stride * index_t(sizeof(Value))), "i"(Tile)
+               : "memory");
 }
 template <int Tile>
 SEQKERN_INLINE void tile_store(float* p, index_t stride) {
@@ -73,8 +77,8 @@ struct TileScope {
 };
 template <int Tile>
 void tile_zero() {}
-template <int Tile>
-void tile_load(const std::uint16_t*) {}
+template <int Tile, class Value>
+void tile_load(const Value*, index_t) {}
 template <int Tile>
 void tile_store(float*, index_t) {}
 template <int C, int A, int B>
@@ -90,6 +94,18 @@ SEQKERN_INLINE VecU narrow_beside(Vec<float> x, Vec<float> y) {
     VecU16 x, y;
   } both{narrow(x), narrow(y)};
   return bit_cast<VecU>(both);
+#endif
+}
+
+// The x (0) or the y (1) of narrow_beside.
+template <int Half>
+SEQKERN_INLINE Vec<float> widen_half(VecU both) {
+#if defined(__AVX512BF16__)  // GCC would go through memory
+  return widen(bit_cast<VecU16>(_mm512_maskz_extracti64x4_epi64(0xf, bit_cast<__m512i>(both), Half)));
+#else
+  VecU16 halves[2];
+  std::memcpy(halves, &both, sizeof both);
+  return widen(halves[Half]);
 #endif
 }
 
