@@ -164,7 +164,8 @@ class InPlaceGemm {
   void run(Job& job) {
     int threads = threads_for(double(rows) * double(columns) * double(g.depth), 2.0e5);
     threads = int(std::min<index_t>(threads, squares));
-    index_t fitting = kUnitBytes / (kSquare * g.depth * index_t(sizeof(S)) + 1), even = squares / (threads * kUnitsEach);
+    index_t fitting = kUnitBytes / (kSquare * g.depth * index_t(sizeof(S)) + 1),
+            even = squares / (threads * kUnitsEach);
     unit = std::max<index_t>(1, std::min(fitting, even));
     index_t units = ceil_div(squares, unit), next = 0;
     right = job.take<Value>(panels * how.panel_size());
@@ -205,8 +206,7 @@ class InPlaceGemm {
     for (index_t j = 0; j < panels; ++j)
       for (index_t s = own.begin; s < own.end; ++s, ++done) {
         fetch(row(ahead.begin * kSquare), a.row_stride, rows_ahead, g.depth, done, parts);
-        if (j + 1 < panels)
-          fetch(panel(j + 1), 64, how.panel_size() / 64, 64, s - own.begin, own.end - own.begin);
+        if (j + 1 < panels) fetch(panel(j + 1), 64, how.panel_size() / 64, 64, s - own.begin, own.end - own.begin);
         square(s, j, space(s));
       }
   }

@@ -51,10 +51,7 @@ SEQKERN_INLINE void tile_zero() {
 // Rows of 64 bytes, `stride` values apart.
 template <int Tile, class Value>
 SEQKERN_INLINE void tile_load(const Value* p, index_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
-               :
-               : "r"(p), "r"(stride * index_t(sizeof(Value))), "i"(Tile)
-               : "memory");
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride * index_t(sizeof(Value))), "i"(Tile) : "memory");
 }
 template <int Tile>
 SEQKERN_INLINE void tile_store(float* p, index_t stride) {
