@@ -178,8 +178,8 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
       seen(x, blocks, key, [&](index_t i, index_t begin, index_t end) {
         for (index_t r = blocks.begin(i); r < blocks.begin(i + 1); ++r) {
           V base = splat(x.max[r]);
-          A inverse = 1 / x.sum[r];
-          if (x.sum[r] == 0) continue;
+          A sum = x.sum(int(r)), inverse = 1 / sum;
+          if (sum == 0) continue;
           for (index_t j = begin; j < std::min(end, p.key_len); j += L) {
             V v = score(load(s + r * kKeyBlock + j - key) * score.query_scale(), x.row[r], j);
             store_n(row_at(r) + j, power(v - base) * inverse, int(std::min<index_t>(L, p.key_len - j)));

@@ -81,7 +81,10 @@ class AttentionRows {
     index_t b, first;
     int rows;
     QueryRow<A> row[kRows];
-    A max[kRows], sum[kRows];
+    A max[kRows];
+    V sums[kRows];  // to be added up
+
+    A sum(int r) const { return sum_lanes(sums[r]); }
   };
 
   // Block t of a head's rows, none past a sequence's length: those are cleared.
@@ -98,7 +101,8 @@ class AttentionRows {
     std::fill_n(out, x.rows * Dv, A{});
     for (int r = 0; r < x.rows; ++r) {
       x.max[r] = p.sinks ? static_cast<const A*>(p.sinks)[x.row[r].head] * kLogBase<A> : -A(__builtin_huge_val());
-      x.sum[r] = p.sinks ? 1 : 0;
+      x.sums[r] = V{};
+      x.sums[r][0] = p.sinks ? 1 : 0;
     }
   }
 
@@ -119,16 +123,16 @@ class AttentionRows {
     if (highest > before) {
       V factor = power(splat(before - highest));
       for (index_t d = 0; d < Dv; d += L) store(out + d, load(out + d) * factor);
-      x.sum[r] *= factor[0];
+      x.sums[r] = x.sums[r] * factor;
       x.max[r] = highest;
     }
-    V base = splat(x.max[r] == lowest ? A(0) : x.max[r]), sum{};
+    V base = splat(x.max[r] == lowest ? A(0) : x.max[r]), sum = x.sums[r];
     for (index_t j = begin; j < end; j += L) {
       V v = load(s + j - key), e = power(v * scale - base);
       sum = sum + e;
       store(s + j - key, gated && !ready ? (v == lowest ? splat(A(-0.0)) : e) : e);
     }
-    x.sum[r] += sum_lanes(sum);
+    x.sums[r] = sum;
     if (p.dropout > 0) {
       A keep[kKeyBlock];
       index_t count = std::min(end, p.key_len) - begin;
@@ -152,14 +156,13 @@ class AttentionRows {
 
   void finish(const Block& x, const A* out) const {
     for (int r = 0; r < x.rows; ++r) {
-      bool nothing = x.sum[r] == 0;
-      A inverse = nothing ? A(0) : 1 / x.sum[r];
+      A sum = x.sum(r), inverse = sum == 0 ? A(0) : 1 / sum;
       T* to = out_row(x.b, x.row[r].head, x.row[r].i);
       for (index_t d = 0; d < p.value_dim; d += L) {
         int n = int(std::min<index_t>(L, p.value_dim - d));
-        store_n(to + d, nothing ? V{} : load(out + r * Dv + d) * inverse, n);
+        store_n(to + d, sum == 0 ? V{} : load(out + r * Dv + d) * inverse, n);
       }
-      keep_stats(p, p.row(x.b, x.row[r].head, x.row[r].i), x.max[r], x.sum[r]);
+      keep_stats(p, p.row(x.b, x.row[r].head, x.row[r].i), x.max[r], sum);
     }
   }
 

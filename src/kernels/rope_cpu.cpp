@@ -20,7 +20,7 @@ void rotate(const Rope& p) {
     if (p.interleaved) {
       for_columns<A>(width, [&](index_t j, auto n) {
         Vec<A> v = load_n(x + j, n);
-        store_n(y + j, v * load_n(cos + j, n) + swap_pairs(v) * (sign * load_n(sin + j, n)), n);
+        store_n(y + j, v * load_n(cos + j, n) + swap_runs<1>(v) * (sign * load_n(sin + j, n)), n);
       });
     } else {
       for_columns<A>(half, [&](index_t j, auto n) {

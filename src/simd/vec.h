@@ -271,13 +271,13 @@ SEQKERN_INLINE V interleave(V a, V b) {
   return __builtin_shuffle(a, b, m);
 }
 
-// Lanes 1, 0, 3, 2, ...
-template <class V>
-SEQKERN_INLINE V swap_pairs(V v) {
+// Runs of lanes change places in pairs; swap_runs<1>: lanes 1, 0, 3, 2, ...
+template <int Run, class V>
+SEQKERN_INLINE V swap_runs(V v) {
   constexpr int n = int(sizeof(V) / sizeof(v[0]));
   using Index = typename VecOf<std::conditional_t<sizeof(v[0]) == 8, std::int64_t, std::int32_t>, n>::type;
   Index m{};
-  for (int i = 0; i < n; ++i) m[i] = i ^ 1;
+  for (int i = 0; i < n; ++i) m[i] = i ^ Run;
   return __builtin_shuffle(v, m);
 }
 
@@ -317,19 +317,23 @@ SEQKERN_INLINE Vec<T> sum_each(Vec<T> (&rows)[kLanes<T>]) {
   return rows[0];
 }
 
+// f of all lanes, halves first.
+template <class V, class F>
+SEQKERN_INLINE auto over_lanes(V v, F f) {
+  constexpr int n = int(sizeof(V) / sizeof(v[0]));
+  if constexpr (n > 8) v = f(v, swap_runs<8>(v));
+  if constexpr (n > 4) v = f(v, swap_runs<4>(v));
+  if constexpr (n > 2) v = f(v, swap_runs<2>(v));
+  if constexpr (n > 1) v = f(v, swap_runs<1>(v));
+  return v[0];
+}
 template <class V>
 SEQKERN_INLINE auto sum_lanes(V v) {
-  constexpr int n = int(sizeof(V) / sizeof(v[0]));
-  auto total = v[0] - v[0];
-  for (int i = 0; i < n; ++i) total += v[i];
-  return total;
+  return over_lanes(v, [](V a, V b) { return a + b; });
 }
 template <class V>
 SEQKERN_INLINE auto max_lanes(V v) {
-  constexpr int n = int(sizeof(V) / sizeof(v[0]));
-  auto best = v[0];
-  for (int i = 1; i < n; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  return over_lanes(v, [](V a, V b) { return max(a, b); });
 }
 
 template <class T>
