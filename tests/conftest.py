@@ -38,6 +38,8 @@ HOSTCUDA_SLOW = re.compile(
     r"test_precision\[|test_threads_and_repeats|test_memory_grows|test_streaming\[.*(33-None-None|high|medium)\]"
     r"|test_(forward|backward)\[(?!float32-).*T(3N130|2N3I785|90N9)"
 )
+# What these instruction sets leave to avx512 (`owns` in types_cpu.h) is tested there.
+LEFT_TO_AVX512 = {"avx512_bf16": ("float32", "float64"), "amx": ("float64",)}
 DEVICES = ((227 * 1024, 8), (163 * 1024, 1), (6 * 1024, 8))  # bytes of shared memory, blocks of a cluster
 
 
@@ -65,7 +67,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long sweeps out unless a marker expression names them, as `-m slow` does."""
+    """Leave out kernels met on avx512 already and, unless a marker expression names them (`-m slow`), long sweeps."""
+    again = [item for item in items if _met_on_avx512(item)] if "avx512" in isa_names() else []
+    config.hook.pytest_deselected(items=again)
+    kept = set(items).difference(again)
+    items[:] = [item for item in items if item in kept]
     for item in items:
         if "hostcuda" in item.name and HOSTCUDA_SLOW.search(item.name):
             item.add_marker("slow")
@@ -74,6 +80,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
+
+
+def _met_on_avx512(item: pytest.Item) -> bool:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return getattr(params.get("dtypes"), "name", None) in LEFT_TO_AVX512.get(params.get("isa"), ())
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

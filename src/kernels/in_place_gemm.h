@@ -141,7 +141,7 @@ class InPlaceGemm {
   using Value = typename How::Value;
   static constexpr index_t L = kLanes<A>, P = How::kPanelRows, kSquare = How::kSquare;
   static constexpr index_t kMost = round_up(kSquare + How::kShort - 1, L);  // rows of the last square, at most
-  static constexpr index_t kUnitBytes = 256 << 10, kUnitsEach = 4;          // for every thread
+  static constexpr index_t kUnitBytes = 512 << 10, kUnitsEach = 4;          // for every thread
 
  public:
   // The last square is longer rather than too short.
