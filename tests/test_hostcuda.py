@@ -63,7 +63,7 @@ def test_no_order_changes_a_bit(
             assert_bitwise_equal(got, want, f"{configuration} {max_cluster} {max_shared}")
 
 
-@pytest.mark.parametrize("max_cluster, max_together", [(16, 0), (4, 0), (1, 64)], ids=["16", "4", "teams"])
+@pytest.mark.parametrize("max_cluster, max_together", [(16, 0), (4, 0), (1, 64), (1, 20)], ids=["16", "4", "teams", "one team"])
 @pytest.mark.parametrize(
     "case",
     [

@@ -156,17 +156,24 @@ SEQKERN_INLINE void store_flagged(FlaggedWord* to, std::uint64_t word, std::uint
   asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(low), "l"(high) : "memory");
 #endif
 }
-// Whether the word is there.
-SEQKERN_INLINE bool load_flagged(const FlaggedWord* from, std::uint64_t& word, std::uint32_t flag) {
-  std::uint64_t low, high;
+SEQKERN_INLINE bool arrived(const FlaggedWord& word, std::uint32_t flag) {
+  return std::uint32_t(word.halves[0] >> 32) == flag && std::uint32_t(word.halves[1] >> 32) == flag;
+}
+// Looks again, unless the word is there.
+SEQKERN_INLINE void load_unless(bool there, FlaggedWord& word, const FlaggedWord* from) {
 #if SEQKERN_HOSTCUDA
+  if (there) return;
   hostcuda::observe_all(from);
-  low = from->halves[0], high = from->halves[1];
+  word = *from;
 #else
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(low), "=l"(high) : "l"(from) : "memory");
+  asm volatile(
+      "{\n\t.reg .pred p;\n\t"
+      "setp.eq.b32 p, %3, 0;\n\t"
+      "@p ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];\n\t}"
+      : "+l"(word.halves[0]), "+l"(word.halves[1])
+      : "l"(from), "r"(int(there))
+      : "memory");
 #endif
-  word = std::uint64_t(std::uint32_t(low)) | high << 32;
-  return std::uint32_t(low >> 32) == flag && std::uint32_t(high >> 32) == flag;
 }
 // In a loop that waits for another block.
 SEQKERN_INLINE void let_others_run() {

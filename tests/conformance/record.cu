@@ -164,8 +164,12 @@ __global__ void words(Word32* out) {
   mbarrier_wait(bar, 0);
   out[rank * 4] = Word32(*mail), out[rank * 4 + 1] = Word32(*mail >> 32);
   store_flagged(flagged + next, word, 7u);
-  while (!load_flagged(flagged + rank, word, 7u)) let_others_run();
-  out[rank * 4 + 2] = Word32(word), out[rank * 4 + 3] = Word32(word >> 32);
+  FlaggedWord got{};
+  while (!arrived(got, 7u)) {
+    let_others_run();
+    load_unless(false, got, flagged + rank);
+  }
+  out[rank * 4 + 2] = Word32(got.halves[0]), out[rank * 4 + 3] = Word32(got.halves[1]);
 }
 
 #if SEQKERN_HOSTCUDA
