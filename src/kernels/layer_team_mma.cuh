@@ -53,7 +53,8 @@ struct TeamWalk {
   std::uint32_t held[kHeld][kTiles][4];
 
   static std::size_t shared_bytes(int steps) {
-    return 2 * sizeof(Parts) + std::size_t(steps > kHeld ? steps - kHeld : 0) * kTiles * kTeamWarps * 32 * sizeof(Factor);
+    return 2 * sizeof(Parts) +
+           std::size_t(steps > kHeld ? steps - kHeld : 0) * kTiles * kTeamWarps * 32 * sizeof(Factor);
   }
 
   SEQKERN_INLINE TeamWalk(const TeamArguments& arguments, const Cell& cell, unsigned char* shared)
@@ -108,14 +109,13 @@ struct TeamWalk {
     cells.for_cells(n, unit, [&](int i, bool here) {
       here = here && finishes;
       h[i] = here ? load_or_zero(static_cast<const T*>(p.h0), n * p.hidden_size + unit + i) : 0.0f;
-      c[i] = here && Cell::kCarries ? load_or_zero(static_cast<const float*>(p.c0), n * p.hidden_size + unit + i) : 0.0f;
+      c[i] =
+          here && Cell::kCarries ? load_or_zero(static_cast<const float*>(p.c0), n * p.hidden_size + unit + i) : 0.0f;
     });
     copies_arrived();
     if (finishes) send(0, h);
   }
-  SEQKERN_INLINE Factor* chip_of(int i, int j) const {
-    return chip + ((i - kHeld) * kTiles + j) * kTeamWarps * 32;
-  }
+  SEQKERN_INLINE Factor* chip_of(int i, int j) const { return chip + ((i - kHeld) * kTiles + j) * kTeamWarps * 32; }
 
   SEQKERN_INLINE void step(index_t s, index_t t) {
     typename Cells::Inputs in{};
@@ -123,7 +123,7 @@ struct TeamWalk {
     float sums[kColumns][kTiles][4] = {};
     gather(s, 0, sums, [&](int i, int j, std::uint32_t (&left)[4]) {
       if (i < kHeld) SEQKERN_UNROLL
-        for (int e = 0; e < 4; ++e) left[e] = held[i < kHeld ? i : 0][j][e];
+      for (int e = 0; e < 4; ++e) left[e] = held[i < kHeld ? i : 0][j][e];
       else load(left, chip_of(i, j));
     });
     for (int first = kAtOnce; first < a.steps; first += kAtOnce)
@@ -166,12 +166,13 @@ struct TeamWalk {
     SEQKERN_UNROLL
     for (int q = 0; q < kWords; ++q)
       if (looks(q) && (next == 0 || q >= next + kLook - kPiece)) expect(words[q], flag, first + q % kAtOnce);
+    const FlaggedWord* from[kColumns];
+    SEQKERN_UNROLL
+    for (int k = 0; k < kColumns; ++k) from[k] = mail(s, k) + step_at(first) * 32 + lane_id();
     for (;;) {
       SEQKERN_UNROLL
       for (int q = 0; q < kWords; ++q)
-        if (looks(q))
-          load_unless(arrived(words[q], flag), words[q],
-                      mail(s, q / kAtOnce) + step_at(first + q % kAtOnce) * 32 + lane_id());
+        if (looks(q)) load_unless(arrived(words[q], flag), words[q], from[q / kAtOnce] + q % kAtOnce * 32);
       bool all = true;
       SEQKERN_UNROLL
       for (int q = 0; q < kWords; ++q)
