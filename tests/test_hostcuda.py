@@ -29,6 +29,7 @@ CONFIGURATIONS = [
     {"order": order, "deferred": deferred}
     for order, deferred in product(("forward", "reverse", "random"), (False, True))
 ]
+TEAMS = {"order": "random", "deferred": True, "max_cluster": 1, "max_together": 64}
 CASES = [
     Recurrent("rnn", N=3, H=33),
     Recurrent("lstm", N=9, H=33, lengths="ragged"),
@@ -63,13 +64,15 @@ def test_no_order_changes_a_bit(
             assert_bitwise_equal(got, want, f"{configuration} {max_cluster} {max_shared}")
 
 
-@pytest.mark.parametrize("max_cluster, max_together", [(16, 0), (4, 0), (1, 64), (1, 20)], ids=["16", "4", "teams", "one team"])
+@pytest.mark.parametrize(
+    "max_cluster, max_together", [(16, 0), (4, 0), (1, 64), (1, 10)], ids=["16", "4", "teams", "small teams"]
+)
 @pytest.mark.parametrize(
     "case",
     [
         Recurrent("lstm", T=3, N=9, I=40, H=200, peephole=True),
         Recurrent("gru", N=3, H=203, lengths="ragged", reverse=True),
-        Recurrent("rnn", N=3, H=300),
+        Recurrent("rnn", T=3, N=9, H=520),
     ],
     ids=lambda case: f"{case.op}-{case}",
 )
@@ -174,7 +177,7 @@ class Defect(NamedTuple):
 GEMM, LAYER = "src/cuda/gemm.cuh", "src/kernels/layer.cuh"
 FORWARD = "src/kernels/layer_forward.cuh"
 GRU, GEMM_MMA = "src/kernels/gru_cuda.cu", "src/cuda/gemm_mma.cuh"
-STEPS, BACK_STEPS = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward"))
+STEPS, BACK_STEPS, TEAM = (f"src/kernels/layer_{name}_mma.cuh" for name in ("forward", "backward", "team"))
 EMBEDDING, SOFTMAX = "src/kernels/embedding_cuda.cu", "src/kernels/softmax_cuda.cu"
 TILE, FLASH, SCORE, MMA, DECODE, STREAM, PAGES, FEED, WGMMA = (
     f"src/kernels/attention_{name}"
@@ -209,6 +212,8 @@ DEFECTS = [
     Defect("steps: stage overwritten before it is read", STEPS,
            "words + (s & 1) * groups", "words + 0 * s * groups", GRU),
     Defect("steps: wrong fragment row", "src/kernels/layer_mma.cuh", "r / 8 * 2; }", "(1 - r / 8) * 2; }", GRU),
+    Defect("teams: words read before their flags", TEAM, "if (!ballot(!all)) return;", "return;", GRU),
+    Defect("teams: sums read too early", TEAM, "    sync_block();\n    if (finishes)", "    if (finishes)", GRU),
     Defect("backward steps: gradients overwritten before they are read", BACK_STEPS,
            "words + (i & 1) * kParts", "words + 0 * i * kParts", GRU),
     Defect("backward steps: consumer waits for the wrong phase", BACK_STEPS,
@@ -316,7 +321,7 @@ def differs(got: tuple[Any, ...], want: tuple[Any, ...]) -> bool:
 
 def how_it_shows(sound: ModuleType, broken: ModuleType, kernel: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The first configuration in which the two differ, and how; or that none does."""
-    for configuration in CONFIGURATIONS:
+    for configuration in (TEAMS, *CONFIGURATIONS) if kernel == GRU else CONFIGURATIONS:
         sound.configure(**configuration)
         want = list(RESULTS[kernel](sound, monkeypatch))
         broken.configure(**configuration)

@@ -194,7 +194,7 @@ std::size_t layer_forward(const RecurrentForward& p, void* workspace, void* stre
   if constexpr (kSteps)
     if (!p.proj_size) {
       packed = pieces.take<Factor>(StepWalk<T, Cell, true>::factors(p.hidden_size));
-      mail = pieces.take<FlaggedWord>((clusters + 1) * 2 * state_mail(p.hidden_size));
+      mail = pieces.take<FlaggedWord>(clusters * 2 * state_mail(p.hidden_size));
     }
   if (!workspace || !clusters) return pieces.used;
 

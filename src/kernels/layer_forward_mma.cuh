@@ -198,8 +198,10 @@ bool layer_steps(const RecurrentForward& p, const float* gate_sums, Factor* weig
   if (!plan.cluster) return false;
   pack(tiles, groups, typename Walk::Cells::template Rows<T>{static_cast<const T*>(p.weight_hh), p.hidden_size},
        weights, stream);
-  if (!plan.whole && (team_steps<T, Cell, 4, 1>(p, gate_sums, weights, mail, cell, false, stream) ||
-                      team_steps<T, Cell, 4, 2>(p, gate_sums, weights, mail, cell, true, stream)))
+  // Teams of half as many blocks where those would not all run at once, if their weights fit.
+  if (!plan.whole && (team_steps<T, Cell, 4>(p, gate_sums, weights, mail, cell, false, stream) ||
+                      team_steps<T, Cell, 8>(p, gate_sums, weights, mail, cell, true, stream) ||
+                      team_steps<T, Cell, 4>(p, gate_sums, weights, mail, cell, true, stream)))
     return true;
   Launch l{dim3(unsigned(clusters) * unsigned(plan.cluster)), dim3(unsigned(plan.threads)), plan.shared_bytes,
            plan.cluster, stream};

@@ -4,7 +4,7 @@
 // A block owns kTiles tiles of units, each of its warps a part of their depth. So a warp needs only its part of the
 // state, and every lane takes the words that are its own operands straight from the mail into its registers: no word
 // is read twice, nor stored on the way. The parts' sums meet in shared memory, the block's only barrier in a step;
-// then a warp has the cells of a tile and of a set of kRows batch rows, of which a team carries kColumns.
+// then a warp has the cells of a tile. A team carries kRows batch rows.
 #pragma once
 #include "layer_cells.cuh"
 
@@ -16,31 +16,27 @@ struct TeamArguments {
   RecurrentForward p;
   const float* gate_sums;  // x W_ih' + biases, [T, N, G*H]
   const Factor* weights;   // packed
-  FlaggedWord* mail;       // [teams, 2, columns, words of a state]; cleared before
+  FlaggedWord* mail;       // [teams, 2, words of a state]; cleared before
   int team, steps;         // blocks of a team; steps of depth of a warp
   index_t first;           // batch row of the first team
 };
 
-// Words of the states of kRows batch rows on their way.
+// Words of a team's state.
 constexpr index_t state_mail(index_t hidden) { return ceil_div(hidden, 16) * 32; }
 
-template <class T, class Cell, int kTiles, int kColumns>
+template <class T, class Cell, int kTiles>
 struct TeamWalk {
   using Cells = LaneCells<T, Cell>;
-  static constexpr int kCells = Cells::kCells, kUnits = Cells::kUnits, kPairs = kTiles * kColumns;
-  // Steps of depth whose weights are in registers.
-  static constexpr int kHeld = kPairs == 8 && kColumns == 2 ? 6 : kAtOnce < 32 / kTiles ? kAtOnce : 32 / kTiles;
-  static_assert(kPairs <= kTeamWarps);
+  static constexpr int kCells = Cells::kCells, kUnits = Cells::kUnits;
+  static constexpr int kHeld = 32 / kTiles;  // steps of depth whose weights are in registers
+  static_assert(kTiles <= kTeamWarps && kHeld <= kAtOnce);
 
   struct alignas(16) Sums {
     float of[4];
   };
   struct Parts {  // of all warps
-    Sums sums[kPairs][kTeamWarps][32];
+    Sums sums[kTiles][kTeamWarps][32];
   };
-  // The words of a turn, column after column: how many there are, are waited for and are looked for at a time.
-  static constexpr int kWords = kColumns * kAtOnce, kPiece = kColumns == 1 ? 8 : 4, kLook = kColumns == 1 ? 8 : 12;
-
   const TeamArguments& a;
   const RecurrentForward& p;
   Cells cells;
@@ -60,10 +56,10 @@ struct TeamWalk {
   SEQKERN_INLINE TeamWalk(const TeamArguments& arguments, const Cell& cell, unsigned char* shared)
       : a(arguments), p(a.p), cells{a.p, a.gate_sums, cell} {
     rank = int(blockIdx.x % unsigned(a.team)), team = index_t(blockIdx.x / unsigned(a.team));
-    tile = index_t(rank) * kTiles + warp_id() % kTiles;
-    n = a.first + (team * kColumns + warp_id() / kTiles) * kRows + lane_row();
+    tile = index_t(rank) * kTiles + warp_id();
+    n = a.first + team * kRows + lane_row();
     unit = tile * kUnits + lane_quad() * kCells;
-    finishes = warp_id() < kPairs && tile * kUnits < p.hidden_size;
+    finishes = warp_id() < kTiles && tile * kUnits < p.hidden_size;
     length = n < p.batch ? int(p.lengths ? p.lengths[n] : p.seq_len) : 0;
     parts = reinterpret_cast<Parts*>(shared);
     chip = reinterpret_cast<Factor*>(parts + 2) + threadIdx.x;
@@ -72,8 +68,8 @@ struct TeamWalk {
   // Of state s in the mail, which is 0 before.
   static SEQKERN_INLINE std::uint32_t flag_of(index_t s) { return std::uint32_t(s) + 1; }
   SEQKERN_INLINE index_t step_at(int i) const { return index_t(warp_id()) * a.steps + i; }
-  SEQKERN_INLINE FlaggedWord* mail(index_t s, int column) const {
-    return a.mail + ((team * 2 + (s & 1)) * kColumns + column) * state_mail(p.hidden_size);
+  SEQKERN_INLINE FlaggedWord* mail(index_t s) const {
+    return a.mail + (team * 2 + (s & 1)) * state_mail(p.hidden_size);
   }
 
   SEQKERN_INLINE void run() {
@@ -120,7 +116,7 @@ struct TeamWalk {
   SEQKERN_INLINE void step(index_t s, index_t t) {
     typename Cells::Inputs in{};
     if (finishes) cells.read(in, t, n, unit);
-    float sums[kColumns][kTiles][4] = {};
+    float sums[kTiles][4] = {};
     gather(s, 0, sums, [&](int i, int j, std::uint32_t (&left)[4]) {
       if (i < kHeld) SEQKERN_UNROLL
       for (int e = 0; e < 4; ++e) left[e] = held[i < kHeld ? i : 0][j][e];
@@ -130,12 +126,11 @@ struct TeamWalk {
       gather(s, first, sums, [&](int i, int j, std::uint32_t (&left)[4]) { load(left, chip_of(first + i, j)); });
     Parts& now = parts[s & 1];  // those of the step before are read before the barrier of this one
     SEQKERN_UNROLL
-    for (int k = 0; k < kColumns; ++k) SEQKERN_UNROLL
     for (int j = 0; j < kTiles; ++j) {
       Sums sum;
       SEQKERN_UNROLL
-      for (int e = 0; e < 4; ++e) sum.of[e] = sums[k][j][e];
-      now.sums[k * kTiles + j][warp_id()][lane_id()] = sum;
+      for (int e = 0; e < 4; ++e) sum.of[e] = sums[j][e];
+      now.sums[j][warp_id()][lane_id()] = sum;
     }
     sync_block();
     if (finishes) finish(in, now.sums[warp_id()], s, t);
@@ -143,40 +138,33 @@ struct TeamWalk {
 
   // sums += weights of steps [first, first + kAtOnce) times their words of state s; weight(i, tile, its factor).
   template <class Weight>
-  SEQKERN_INLINE void gather(index_t s, int first, float (&sums)[kColumns][kTiles][4], Weight weight) const {
-    FlaggedWord words[kWords];
+  SEQKERN_INLINE void gather(index_t s, int first, float (&sums)[kTiles][4], Weight weight) const {
+    FlaggedWord words[kAtOnce];
+    await(words, s, first);
     SEQKERN_UNROLL
-    for (int q = 0; q < kWords; ++q) {
-      int k = q / kAtOnce, i = q % kAtOnce;
-      if (q % kPiece == 0) await(words, s, first, q);
+    for (int i = 0; i < kAtOnce; ++i) {
       if (first + i >= a.steps) continue;
-      std::uint32_t right[2] = {std::uint32_t(words[q].halves[0]), std::uint32_t(words[q].halves[1])};
+      std::uint32_t right[2] = {std::uint32_t(words[i].halves[0]), std::uint32_t(words[i].halves[1])};
       SEQKERN_UNROLL
       for (int j = 0; j < kTiles; ++j) {
         std::uint32_t left[4];
         weight(i, j, left);
-        multiply<T>(sums[k][j], left, right);
+        multiply<T>(sums[j], left, right);
       }
     }
   }
-  // Until the next kPiece words are there; looks for some of those after them, too.
-  SEQKERN_INLINE void await(FlaggedWord (&words)[kWords], index_t s, int first, int next) const {
+  // Until the words are there.
+  SEQKERN_INLINE void await(FlaggedWord (&words)[kAtOnce], index_t s, int first) const {
     std::uint32_t flag = flag_of(s);
-    auto looks = [&](int q) { return q >= next && q < next + kLook; };
+    const FlaggedWord* from = mail(s) + step_at(first) * 32 + lane_id();
     SEQKERN_UNROLL
-    for (int q = 0; q < kWords; ++q)
-      if (looks(q) && (next == 0 || q >= next + kLook - kPiece)) expect(words[q], flag, first + q % kAtOnce);
-    const FlaggedWord* from[kColumns];
-    SEQKERN_UNROLL
-    for (int k = 0; k < kColumns; ++k) from[k] = mail(s, k) + step_at(first) * 32 + lane_id();
+    for (int i = 0; i < kAtOnce; ++i) expect(words[i], flag, first + i);
     for (;;) {
-      SEQKERN_UNROLL
-      for (int q = 0; q < kWords; ++q)
-        if (looks(q)) load_unless(arrived(words[q], flag), words[q], from[q / kAtOnce] + q % kAtOnce * 32);
       bool all = true;
       SEQKERN_UNROLL
-      for (int q = 0; q < kWords; ++q)
-        if (q >= next && q < next + kPiece) all = arrived(words[q], flag) && all;
+      for (int i = 0; i < kAtOnce; ++i) load_unless(arrived(words[i], flag), words[i], from + i * 32);
+      SEQKERN_UNROLL
+      for (int i = 0; i < kAtOnce; ++i) all = arrived(words[i], flag) && all;
       if (!ballot(!all)) return;
       let_others_run();
     }
@@ -213,36 +201,35 @@ struct TeamWalk {
     std::uint64_t word = Cells::word(v);
     index_t at = Cells::word_at(tile);
     if (kCells == 4 || lane_quad() == 0)
-      store_flagged(mail(s, warp_id() / kTiles) + at / 4 * 32 + lane_row() * 4 + at % 4, word, flag_of(s));
+      store_flagged(mail(s) + at / 4 * 32 + lane_row() * 4 + at % 4, word, flag_of(s));
   }
 };
 
-template <class T, class Cell, int kTiles, int kColumns>
+template <class T, class Cell, int kTiles>
 __global__ void __launch_bounds__(32 * kTeamWarps, 1)
     layer_team_kernel(const __grid_constant__ TeamArguments a, const __grid_constant__ Cell cell) {
   SEQKERN_DYNAMIC_SHARED(shared);
-  TeamWalk<T, Cell, kTiles, kColumns>(a, cell, shared).run();
+  TeamWalk<T, Cell, kTiles>(a, cell, shared).run();
 }
 
-// The walk with kTiles tiles a block and kColumns sets of batch rows a team; only where `always`, or all teams run at
-// once. False where it does not apply. Weights are packed.
-template <class T, class Cell, int kTiles, int kColumns>
+// The walk with kTiles tiles a block; only where `always`, or all teams run at once. False where it does not apply.
+// Weights are packed.
+template <class T, class Cell, int kTiles>
 bool team_steps(const RecurrentForward& p, const float* gate_sums, const Factor* weights, FlaggedWord* mail,
                 const Cell& cell, bool always, cudaStream_t stream) {
-  using Walk = TeamWalk<T, Cell, kTiles, kColumns>;
-  auto kernel = layer_team_kernel<T, Cell, kTiles, kColumns>;
+  using Walk = TeamWalk<T, Cell, kTiles>;
+  auto kernel = layer_team_kernel<T, Cell, kTiles>;
   auto address = reinterpret_cast<const void*>(kernel);
   int team = int(ceil_div(p.hidden_size, index_t(kTiles) * Walk::kUnits));
   int steps = int(ceil_div(ceil_div(p.hidden_size, 16), index_t(kTeamWarps)));
   std::size_t bytes = Walk::shared_bytes(steps);
   if (bytes > std::size_t(limits(address).max_shared)) return false;
-  index_t teams = ceil_div(p.batch, index_t(kColumns) * kRows);
-  index_t together = blocks_together(address, 32 * kTeamWarps, bytes) / team;
+  index_t teams = ceil_div(p.batch, kRows), together = blocks_together(address, 32 * kTeamWarps, bytes) / team;
   if (!together || (!always && together < teams)) return false;
   TeamArguments a{p, gate_sums, weights, mail, team, steps, 0};
-  for (; teams > 0; teams -= together, a.first += together * kColumns * kRows) {
+  for (; teams > 0; teams -= together, a.first += together * kRows) {
     index_t now = min_of(teams, together);
-    clear(mail, std::size_t(now * 2 * kColumns * state_mail(p.hidden_size)) * sizeof(FlaggedWord), stream);
+    clear(mail, std::size_t(now * 2 * state_mail(p.hidden_size)) * sizeof(FlaggedWord), stream);
     Launch l{dim3(unsigned(now) * unsigned(team)), dim3(32 * kTeamWarps), bytes};
     l.stream = stream, l.together = true;
     launch(l, kernel, a, cell);
