@@ -2,10 +2,9 @@
 //
 // As on the CPU, the mean of the first pass is a rounded one; the second finds what it lacks, c = mean(s - mean), so
 // that the row is (s - mean - c) rstd without cancellation. Backward finds c again and hands it to the gradients of
-// the parameters, which are sums over columns in a kernel of their own.
+// the parameters, which are sums over columns in kernels of their own.
 #include "seqkern/layer_norm.h"
 
-#include "cuda/gemm.cuh"
 #include "cuda/rows.cuh"
 #include "cuda/types.cuh"
 
@@ -191,20 +190,60 @@ __global__ void norm_backward_kernel(NormBackward p, acc_t<T>* shifts) {
   });
 }
 
-// What the gradient of the weight, or of the bias, sums up.
-template <bool kCentred, class T>
-struct ParameterTerm {
+// The gradients of the weight and of the bias: a block sums up one of kSlices parts of the rows, of 32 kWidth columns;
+// to [kSlices, 2, columns].
+inline constexpr int kSlices = 32, kSumWarps = 8;
+
+template <bool kCentred, class T, int kWidth>
+__global__ void __launch_bounds__(32 * kSumWarps)
+    parameter_sums_kernel(NormBackward p, const acc_t<T>* shifts, acc_t<T>* to) {
   using A = acc_t<T>;
-  NormBackward p;
-  const A* shifts;  // null: the bias
-  SEQKERN_INLINE A operator()(index_t r, index_t j) const {
-    A d = load(static_cast<const T*>(p.dy) + r * p.columns + j);
-    if (!shifts) return d;
-    A s = load(static_cast<const T*>(p.summed) + r * p.columns + j);
-    if (kCentred) s = (s - static_cast<const A*>(p.mean)[r]) - shifts[r];
-    return d * (s * static_cast<const A*>(p.rstd)[r]);
+  struct alignas(sizeof(A) * kWidth < 16 ? sizeof(A) * kWidth : 16) Sums {
+    A v[kWidth];
+  };
+  SEQKERN_SHARED(Sums, parts, 2 * kSumWarps * 32);
+  index_t C = p.columns, slice = blockIdx.y, end = p.rows * (slice + 1) / kSlices;
+  unsigned j = (blockIdx.x * 32 + threadIdx.x) * kWidth;
+  Sums weight{}, bias{};
+  if (j < unsigned(C)) {
+#if !SEQKERN_HOSTCUDA
+#pragma unroll 4
+#endif
+    for (index_t r = p.rows * slice / kSlices + threadIdx.y; r < end; r += kSumWarps) {
+      auto s = values_at<kWidth, -1>(static_cast<const T*>(p.summed) + r * C, j);
+      auto dy = values_at<kWidth, -1>(static_cast<const T*>(p.dy) + r * C, j);
+      A mean = kCentred ? static_cast<const A*>(p.mean)[r] : A(0), shift = kCentred ? shifts[r] : A(0);
+      A rstd = static_cast<const A*>(p.rstd)[r];
+      SEQKERN_UNROLL
+      for (int k = 0; k < kWidth; ++k) {
+        weight.v[k] += dy.v[k] * (((s.v[k] - mean) - shift) * rstd);
+        if (kCentred) bias.v[k] += dy.v[k];
+      }
+    }
   }
-};
+  Sums* mine = parts + threadIdx.y * 32 + threadIdx.x;
+  mine[0] = weight, mine[kSumWarps * 32] = bias;
+  sync_block();
+  if (threadIdx.y > (kCentred ? 1 : 0) || j >= unsigned(C)) return;
+  Sums sum = parts[threadIdx.y * kSumWarps * 32 + threadIdx.x];
+  for (int w = 1; w < kSumWarps; ++w) {
+    SEQKERN_UNROLL
+    for (int k = 0; k < kWidth; ++k) sum.v[k] += parts[(threadIdx.y * kSumWarps + w) * 32 + threadIdx.x].v[k];
+  }
+  SEQKERN_UNROLL
+  for (int k = 0; k < kWidth; ++k) to[(slice * 2 + threadIdx.y) * C + j + k] = sum.v[k];
+}
+// Their sums over the slices; which is 0 for the weight.
+template <class A>
+__global__ void slices_kernel(index_t columns, const A* from, A* dweight, A* dbias) {
+  index_t j = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  A* to = blockIdx.y ? dbias : dweight;
+  if (j >= columns || !to) return;
+  A sum = 0;
+  SEQKERN_UNROLL
+  for (int i = 0; i < kSlices; ++i) sum += from[(i * 2 + blockIdx.y) * columns + j];
+  to[j] = sum;
+}
 
 template <bool kCentred, class T, int kPieces>
 void walk(const NormForward& p, void* stream) {
@@ -234,19 +273,25 @@ void backward(const NormBackward& p, void* workspace, void* stream_) {
   auto stream = static_cast<cudaStream_t>(stream_);
   for_type(p.dtype, [&]<class T>() {
     using A = acc_t<T>;
-    auto shifts = static_cast<A*>(workspace);
+    auto sums = static_cast<A*>(workspace), shifts = sums + kSlices * 2 * p.columns;
     for_width<T>(p.columns, {p.summed, p.dy, p.dsummed, p.dx, p.weight}, [&]<int kWidth>() {
       launch_rows(p.rows, p.columns, stream_, norm_backward_kernel<kCentred, T, kWidth>, p, shifts);
+      if (!p.columns || !(p.dweight || p.dbias)) return;
+      Launch l{dim3(unsigned(ceil_div(p.columns, 32 * kWidth)), kSlices), dim3(32, kSumWarps)};
+      l.stream = stream;
+      launch(l, parameter_sums_kernel<kCentred, T, kWidth>, p, shifts, sums);
+      Launch last{dim3(unsigned(ceil_div(p.columns, 128)), kCentred ? 2 : 1), dim3(128)};
+      last.stream = stream;
+      launch(last, slices_kernel<A>, p.columns, sums, static_cast<A*>(p.dweight), static_cast<A*>(p.dbias));
     });
-    column_sums(p.rows, p.columns, ParameterTerm<kCentred, T>{p, shifts}, static_cast<A*>(p.dweight), stream);
-    if (kCentred)
-      column_sums(p.rows, p.columns, ParameterTerm<kCentred, T>{p, nullptr}, static_cast<A*>(p.dbias), stream);
   });
 }
 
 }  // namespace
 
-std::size_t norm_backward_workspace(const NormBackward& p) { return std::size_t(p.rows) * sizeof(double); }
+std::size_t norm_backward_workspace(const NormBackward& p) {
+  return std::size_t(p.rows + kSlices * 2 * p.columns) * sizeof(double);
+}
 void layer_norm_forward(const NormForward& p, void* stream) { forward<true>(p, stream); }
 void layer_norm_backward(const NormBackward& p, void* workspace, void* stream) { backward<true>(p, workspace, stream); }
 void rms_norm_forward(const NormForward& p, void* stream) { forward<false>(p, stream); }
