@@ -20,7 +20,6 @@ DTYPES = pytest.mark.parametrize("dtypes", [FLOAT32, FLOAT64, BFLOAT16], ids=lam
 SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
     *(((3,), (n,)) for n in (*ALL_TAILS, 100, 1000)),
     *(((n,), (5,)) for n in (0, 1, 2, 15, 16, 17, 100, 600)),
-    *(((3,), (n,)) for n in (1304, 2600, 4096)),
     ((), (7,)),
     ((2, 3), (4, 5)),
     ((2, 0), (3,)),
@@ -106,7 +105,7 @@ def test_without_parameters(
 
 
 @DTYPES
-@pytest.mark.parametrize("columns", [2, 33, 768, 2600])
+@pytest.mark.parametrize("columns", [2, 33, 768])
 def test_mean_far_above_deviation(ops: ModuleType, tolerance: ModuleType, dtypes: DTypes, columns: int) -> None:
     """Mean 1e4, deviation 1 (100 in bfloat16, whose numbers are 64 apart there): no digit is lost."""
     arrays = make("layer_norm", (20,), (columns,), dtypes, 1e4, 100 if dtypes is BFLOAT16 else 1)

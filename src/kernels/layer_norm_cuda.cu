@@ -56,106 +56,6 @@ __global__ void norm_forward_kernel(NormForward p) {
   });
 }
 
-// Rows of 16-bit values that are neither short nor long: a block walks over many of them. Its threads hold their part
-// of the parameters, and the next row is on its way while they are at this one. A warp finds the mean of its own
-// columns and the squares about it; what the warps found is put together behind the one barrier of a row.
-inline constexpr int kWalkThreads = 256, kWalkWarps = kWalkThreads / 32;
-template <class T, int kPieces>
-constexpr index_t walk_columns() {
-  return kWalkThreads * kPieces * 16 / int(sizeof(T));
-}
-struct alignas(16) Moments {  // of a warp's columns
-  float count, sum, mean, squares;
-};
-
-template <bool kCentred, bool kAdds, class T, int kPieces>
-__global__ void __launch_bounds__(kWalkThreads, kAdds ? 2 : 3) norm_walk_kernel(NormForward p) {
-  constexpr int kWidth = 16 / int(sizeof(T));
-  SEQKERN_SHARED(Moments, parts, 2 * kWalkWarps);
-  struct Row {
-    Adjacent<T, kWidth> x[kPieces], residual[kAdds ? kPieces : 1];
-  };
-  index_t C = p.columns;
-  auto for_each = [&](auto f) {  // f(piece, its first column)
-    SEQKERN_UNROLL
-    for (int i = 0; i < kPieces; ++i)
-      if (unsigned j = (unsigned(i) * kWalkThreads + threadIdx.x) * kWidth; j < unsigned(C)) f(i, j);
-  };
-  auto fetch = [&](Row& row, index_t r) {
-    for_each([&](int i, unsigned j) {
-      copy_word<16>(row.x[i].v, static_cast<const T*>(p.x) + r * C + j);
-      if constexpr (kAdds) copy_word<16>(row.residual[i].v, static_cast<const T*>(p.residual) + r * C + j);
-    });
-  };
-  Values<float, kWidth> weight[kPieces]{}, bias[kPieces]{};
-  float count = 0;
-  for_each([&](int i, unsigned j) {
-    weight[i] = values_at<kWidth, -1>(Given<float>{static_cast<const float*>(p.weight), 1}, j);
-    bias[i] = values_at<kWidth, -1>(Given<float>{static_cast<const float*>(p.bias), 0}, j);
-    count += kWidth;
-  });
-  if (kCentred) count = reduce_warp(Sum{}, count);
-  Row next{};
-  index_t r = blockIdx.x;
-  fetch(next, r);
-  for (Moments* of = parts; r < p.rows; r += gridDim.x, of = of == parts ? parts + kWalkWarps : parts) {
-    Row row = next;
-    if (r + gridDim.x < p.rows) fetch(next, r + gridDim.x);
-    if constexpr (kAdds)
-      for_each([&](int i, unsigned j) {
-        auto a = loaded(row.x[i]), b = loaded(row.residual[i]);
-        SEQKERN_UNROLL
-        for (int k = 0; k < kWidth; ++k) a.v[k] += b.v[k];
-        store_all(row.x[i], a.v);
-        copy_word<16>(static_cast<T*>(p.summed) + r * C + j, row.x[i].v);
-      });
-    auto add = [&](auto term) {
-      float sum = 0;
-      for_each([&](int i, unsigned) {
-        auto s = loaded(row.x[i]);
-        SEQKERN_UNROLL
-        for (int k = 0; k < kWidth; ++k) sum += term(s.v[k]);
-      });
-      return reduce_warp(Sum{}, sum);
-    };
-    Moments mine{count, 0, 0, 0};
-    if (kCentred) {
-      mine.sum = add([](float v) { return v; });
-      mine.mean = count ? mine.sum / count : 0.0f;
-    }
-    mine.squares = add([&](float v) { return (v - mine.mean) * (v - mine.mean); });
-    if (lane_id() == 0) of[warp_id()] = mine;
-    sync_block();  // and those of the row before have been read
-    float mean = 0, squares = 0;
-    if (kCentred) {
-      SEQKERN_UNROLL
-      for (int w = 0; w < kWalkWarps; ++w) mean += of[w].sum;
-      mean /= float(C);
-    }
-    SEQKERN_UNROLL
-    for (int w = 0; w < kWalkWarps; ++w) {
-      float d = kCentred ? of[w].mean - mean : 0.0f;
-      squares += of[w].squares + of[w].count * d * d;
-    }
-    float rstd = 1 / sqrt(squares / float(C) + float(p.eps));
-    if (threadIdx.x == 0) {
-      static_cast<float*>(p.rstd)[r] = rstd;
-      if (kCentred) static_cast<float*>(p.mean)[r] = mean;
-    }
-    for_each([&](int i, unsigned j) {
-      auto s = loaded(row.x[i]);
-      SEQKERN_UNROLL
-      for (int k = 0; k < kWidth; ++k) {
-        s.v[k] = (s.v[k] - mean) * (rstd * weight[i].v[k]);
-        if (kCentred) s.v[k] += bias[i].v[k];
-      }
-      Adjacent<T, kWidth> y;
-      store_all(y, s.v);
-      copy_word<16>(static_cast<T*>(p.y) + r * C + j, y.v);
-    });
-  }
-}
-
 template <bool kCentred, class T, int kWidth>
 __global__ void norm_backward_kernel(NormBackward p, acc_t<T>* shifts) {
   using A = acc_t<T>;
@@ -245,24 +145,10 @@ __global__ void slices_kernel(index_t columns, const A* from, A* dweight, A* dbi
   to[j] = sum;
 }
 
-template <bool kCentred, class T, int kPieces>
-void walk(const NormForward& p, void* stream) {
-  auto kernel =
-      p.residual ? norm_walk_kernel<kCentred, true, T, kPieces> : norm_walk_kernel<kCentred, false, T, kPieces>;
-  index_t together = blocks_together(reinterpret_cast<const void*>(kernel), kWalkThreads, 0);
-  Launch l{dim3(unsigned(min_of(p.rows, together ? together : 1))), dim3(kWalkThreads)};
-  l.stream = static_cast<cudaStream_t>(stream);
-  if (p.rows) launch(l, kernel, p);
-}
-
 template <bool kCentred>
 void forward(const NormForward& p, void* stream) {
   for_type(p.dtype, [&]<class T>() {
     for_width<T>(p.columns, {p.x, p.residual, p.summed, p.y, p.weight, p.bias}, [&]<int kWidth>() {
-      if constexpr (sizeof(T) == 2 && kWidth > 1) {
-        if (p.columns > 1024 && p.columns <= walk_columns<T, 1>()) return walk<kCentred, T, 1>(p, stream);
-        if (p.columns > 1024 && p.columns <= walk_columns<T, 2>()) return walk<kCentred, T, 2>(p, stream);
-      }
       launch_rows(p.rows, p.columns, stream, norm_forward_kernel<kCentred, T, kWidth>, p);
     });
   });
