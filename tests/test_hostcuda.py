@@ -245,7 +245,7 @@ DEFECTS = [
     Defect("gradients: feeder ignores free", GROUPS, "if (!mbarrier_test(free, ring.parity ^ 1))",
            "if (ring.parity < 0)", BACKWARD),
     Defect("gradients: told too early", GROUPS, "copy_wait<1>();", "copy_wait<2>();", BACKWARD),
-    Defect("gradients: barrier count off by one", GROUPS, "&free[i], kGradientWarps)", "&free[i], kGradientWarps + 1)",
+    Defect("gradients: barrier count off by one", GROUPS, "&free[i], 32 * kG", "&free[i], 33 * kG",
            BACKWARD),
     Defect("gradients: terms of other rows", GROUPS, "values)[n * 4 +", "values)[n * 2 +", BACKWARD),
     Defect("gradients: sheets of an operand too close", PIECES, "kRows * 128", "kRows * 64", BACKWARD),

@@ -34,7 +34,8 @@ struct GroupWalked {
 
   SEQKERN_INLINE void init() {
     if (threadIdx.x == 0)
-      for (int i = 0; i < kStages; ++i) mbarrier_init(&full[i], kFeederWarps), mbarrier_init(&free[i], kGradientWarps);
+      for (int i = 0; i < kStages; ++i)
+        mbarrier_init(&full[i], 32 * kFeederWarps), mbarrier_init(&free[i], 32 * kGradientWarps);
     sync_block();
   }
   SEQKERN_INLINE Own<T, kWidth> own(int which) const { return {data + which * kOwnSize}; }
@@ -56,7 +57,7 @@ struct GroupRing {
   }
 };
 
-// The warps that feed: copies under way are told of one tile later.
+// The threads that feed, each of which tells of its own copies, one tile later.
 template <class T, class Plan>
 struct GroupFeeder {
   static constexpr int kWidth = Plan::kWidth, kPieces = kWidth / 8, kThreads = 32 * kFeederWarps;
@@ -85,8 +86,7 @@ struct GroupFeeder {
   };
   SEQKERN_INLINE void tell() {
     fence_products();
-    sync_warp();
-    if (told >= 0 && lane_id() == 0) mbarrier_arrive(&walked.full[told]);
+    if (told >= 0) mbarrier_arrive(&walked.full[told]);
   }
   // copy(stage) once the next stage is free.
   template <class Copy>
@@ -122,9 +122,7 @@ struct GroupWalker {
   SEQKERN_INLINE void wait(const GroupRing<Plan::kStages>& at) const {
     mbarrier_wait(&walked.full[at.stage], at.parity);
   }
-  SEQKERN_INLINE void release(int stage) const {
-    if (lane_id() == 0) mbarrier_arrive(&walked.free[stage]);
-  }
+  SEQKERN_INLINE void release(int stage) const { mbarrier_arrive(&walked.free[stage]); }
   SEQKERN_INLINE void hold() {
     if constexpr (Plan::kHeld) {
       SEQKERN_UNROLL
