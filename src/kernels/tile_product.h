@@ -4,8 +4,8 @@
 //   a = a0 + a1 + a2,  b = b0 + b1 + b2,     a b = sum of ai bj over i + j < max(parts of a, parts of b)
 //
 // Each part is the bf16 nearest to what the parts before it left over: three hold all 24 bits of an fp32 value,
-// two hold 16 and err by at most 2^-17, one errs by at most 2^-8. A bf16 value is one part and exact. With u =
-// 2^-24, for each product |a||b|:
+// two hold 16 and err by at most 2^-17, one errs by at most 2^-8. A bf16 value is one part and exact. For each
+// product |a||b|:
 //
 //   factors         mode     parts  products  error
 //   bf16 . bf16     any      1, 1      1      0
