@@ -129,7 +129,7 @@ __global__ void groups(Word32* out) {
   for (int k = 0; k < 4; ++k) multiply_group<T, 64>(d, operand(left + k * 32), operand(right + k * 32), k > 0);
   group_commit();
   group_fence();
-  multiply_group<T, 128>(e, a, operand(transposed, 2048));
+  multiply_group<T, 128>(e, a, operand(transposed, 0, 2048));
   group_commit();
   group_wait<1>(d);
   Word32 hash = 0;
