@@ -317,23 +317,22 @@ SEQKERN_INLINE Vec<T> sum_each(Vec<T> (&rows)[kLanes<T>]) {
   return rows[0];
 }
 
-// f of all lanes, halves first.
-template <class V, class F>
-SEQKERN_INLINE auto over_lanes(V v, F f) {
-  constexpr int n = int(sizeof(V) / sizeof(v[0]));
-  if constexpr (n > 8) v = f(v, swap_runs<8>(v));
-  if constexpr (n > 4) v = f(v, swap_runs<4>(v));
-  if constexpr (n > 2) v = f(v, swap_runs<2>(v));
-  if constexpr (n > 1) v = f(v, swap_runs<1>(v));
-  return v[0];
-}
 template <class V>
 SEQKERN_INLINE auto sum_lanes(V v) {
-  return over_lanes(v, [](V a, V b) { return a + b; });
+  constexpr int n = int(sizeof(V) / sizeof(v[0]));
+  auto total = v[0] - v[0];
+  for (int i = 0; i < n; ++i) total += v[i];
+  return total;
 }
+// Halves first: lane after lane takes as long as all that attention's softmax does to a block of keys.
 template <class V>
 SEQKERN_INLINE auto max_lanes(V v) {
-  return over_lanes(v, [](V a, V b) { return max(a, b); });
+  constexpr int n = int(sizeof(V) / sizeof(v[0]));
+  if constexpr (n > 8) v = max(v, swap_runs<8>(v));
+  if constexpr (n > 4) v = max(v, swap_runs<4>(v));
+  if constexpr (n > 2) v = max(v, swap_runs<2>(v));
+  if constexpr (n > 1) v = max(v, swap_runs<1>(v));
+  return v[0];
 }
 
 template <class T>
