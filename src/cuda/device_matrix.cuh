@@ -123,11 +123,12 @@ SEQKERN_INLINE std::uint32_t operand_address(const void* p) {
   return shared_address(p);
 #endif
 }
-// The descriptor of an operand from p on, its next panel that many bytes away.
-SEQKERN_INLINE std::uint64_t operand(const void* p, int panel_bytes = 16) {
-  constexpr std::uint64_t kSwizzle128 = 1, kEightRows = 1024;
-  return std::uint64_t(operand_address(p) >> 4 & 0x3fff) | std::uint64_t(panel_bytes >> 4) << 16 |
-         kEightRows >> 4 << 32 | kSwizzle128 << 62;
+// The descriptor of an operand `bytes` from p on, its next panel that many bytes away. Added like this those of a tile
+// differ by a constant.
+SEQKERN_INLINE std::uint64_t operand(const void* p, int bytes = 0, int panel_bytes = 16) {
+  constexpr std::uint32_t kSwizzle128 = 1, kEightRows = 1024;
+  std::uint32_t low = (operand_address(p) >> 4) + std::uint32_t((bytes >> 4) + (panel_bytes >> 4 << 16));
+  return std::uint64_t(kEightRows >> 4 | kSwizzle128 << 30) << 32 | low;
 }
 
 #if SEQKERN_HOSTCUDA

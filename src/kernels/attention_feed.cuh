@@ -27,10 +27,10 @@ struct Panels {
   }
   // Columns [16 k, 16 k + 16) of rows from `row` on.
   SEQKERN_INLINE std::uint64_t columns(int k, int row = 0) const {
-    return operand(data + k / 4 * kPanelBytes + row * 128 + k % 4 * 32);
+    return operand(data, k / 4 * kPanelBytes + row * 128 + k % 4 * 32);
   }
   // Rows [16 k, 16 k + 16), transposed.
-  SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data + k * 16 * 128, kPanelBytes); }
+  SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data, k * 16 * 128, kPanelBytes); }
 };
 
 // Which tile of which pair of sequence and head is the n-th. Where tiles differ in length those of a section of pairs

@@ -26,9 +26,9 @@ struct Sheets {
   }
   // Operands of a warpgroup: columns [16 k, 16 k + 16) of rows from `row` on; rows [16 k, 16 k + 16) transposed.
   SEQKERN_INLINE std::uint64_t columns(int k, int row = 0) const {
-    return operand(data + (k / 4 * kRows + row) * 64 + k % 4 * 16);
+    return operand(data, (k / 4 * kRows + row) * 128 + k % 4 * 32);
   }
-  SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data + k * 16 * 64, kRows * 128); }
+  SEQKERN_INLINE std::uint64_t rows(int k) const { return operand(data, k * 16 * 128, kRows * 128); }
 
   // Rows as they are in global memory; zeros past `width` and where there is no row.
   SEQKERN_INLINE void fetch(const Stretch<T>& rows, int width) const {
