@@ -176,25 +176,27 @@ SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], std::uint64_t a, st
 #undef SEQKERN_PRODUCT
 #endif
 }
-// D += A B, A from registers, B transposed.
-template <class T, int kColumns>
-SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], const std::uint32_t (&a)[4], std::uint64_t b) {
+// D = or += A B, A from registers, B transposed or not.
+template <class T, int kColumns, bool kTransposed = true>
+SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], const std::uint32_t (&a)[4], std::uint64_t b,
+                                   bool accumulate = true) {
   static_assert(kColumns == 64 || kColumns == 128);
 #if SEQKERN_HOSTCUDA
-  hostcuda::wgmma({kColumns, true, true, 0, b, a, d, value_on_host<T>});
+  hostcuda::wgmma({kColumns, kTransposed, accumulate, 0, b, a, d, value_on_host<T>});
 #elif SEQKERN_HOPPER
-#define SEQKERN_PRODUCT(n, list, registers, left, at_b, type)                                   \
-  asm volatile(SEQKERN_WGMMA(n, type) list ", {" left "}, " at_b ", 1, 1, 1, 1;"                \
-               : registers                                                                      \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define SEQKERN_PRODUCT(n, list, registers, left, at_b, at_p, at_t, type)                                         \
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, " at_p ", 0;\n\t" SEQKERN_WGMMA(n, type) list ", {" left "}, " \
+               at_b ", p, 1, 1, " at_t ";\n\t}"                                                                    \
+               : registers                                                                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)), "n"(int(kTransposed)))
   if constexpr (kColumns == 64 && std::is_same_v<T, bf16>)
-    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32, %33, %34, %35", "%36", "bf16");
+    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32, %33, %34, %35", "%36", "%37", "%38", "bf16");
   else if constexpr (kColumns == 64)
-    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32, %33, %34, %35", "%36", "f16");
+    SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32, %33, %34, %35", "%36", "%37", "%38", "f16");
   else if constexpr (std::is_same_v<T, bf16>)
-    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64, %65, %66, %67", "%68", "bf16");
+    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64, %65, %66, %67", "%68", "%69", "%70", "bf16");
   else
-    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64, %65, %66, %67", "%68", "f16");
+    SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64, %65, %66, %67", "%68", "%69", "%70", "f16");
 #undef SEQKERN_PRODUCT
 #endif
 }

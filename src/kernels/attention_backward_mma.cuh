@@ -11,6 +11,7 @@
 // A masked position has weight 0, and 0 times a NaN is NaN: a warp whose sums came out so says it in `spoiled`, and the
 // kernels in plain arithmetic, which leave masked products out, do its rows again.
 #pragma once
+#include "attention_backward_wgmma.cuh"
 #include "attention_gradient_products.cuh"
 
 namespace seqkern::cuda {
@@ -110,19 +111,6 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   unsigned spoiled = ballot(wrong);
   int at = (pair * a.keys_order.tiles + tile) * kGradientWarps + warp_id();
   if (a.keys_spoiled && lane == 0) a.keys_spoiled[at] = spoiled != 0;
-}
-
-// A block's rows of dq.
-template <class T, int kWidth>
-SEQKERN_INLINE void store_dq(const Gradients<T>& a, int b, int head, int tile, const float (&sums)[kWidth / 8][4]) {
-  const AttentionBackward& p = a.p;
-  index_t first = tile * kOwnRows, rows = p.cu_q ? p.queries(b) : p.query_len;
-  auto to = [&](int r) {
-    return first + r < rows ? row_of(static_cast<T*>(p.dq), p.dq_strides, p.cu_q, b, head, first + r) : nullptr;
-  };
-  unsigned spoiled = ballot(store_rows<T, kWidth>(sums, float(p.scale), p.head_dim, to));
-  int at = ((b * int(p.heads) + head) * a.rows_order.tiles + tile) * kGradientWarps + warp_id();
-  if (a.rows_spoiled && lane_id() == 0) a.rows_spoiled[at] = spoiled != 0;
 }
 
 template <class T, int kWidth, Between kBetween, class Products>
@@ -306,8 +294,8 @@ struct Given {
 };
 template <class T>
 bool launch_over(void (*kernel)(Gradients<T>), index_t blocks, std::size_t bytes, const Gradients<T>& a,
-                 cudaStream_t stream) {
-  Launch l{dim3(unsigned(blocks)), dim3(32 * kGradientWarps), bytes};
+                 cudaStream_t stream, int warps = kGradientWarps) {
+  Launch l{dim3(unsigned(blocks)), dim3(unsigned(32 * warps)), bytes};
   l.stream = stream;
   if (bytes > std::size_t(limits(reinterpret_cast<const void*>(kernel)).max_shared)) return false;
   if (blocks) launch(l, kernel, a);
@@ -322,6 +310,19 @@ bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
   return launch_over(dkv, a.keys_order.blocks(), kBytes, a, stream) &&
          launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, a.rows_order.blocks(), kBytes, a, stream);
 }
+// How warpgroups go about a width.
+template <class T, int kWidth>
+using KeysPlan = GroupPlan<T, kWidth, 64, false, kWidth == 64, kWidth == 64 ? 4 : 3>;
+template <class T, int kWidth>
+using RowsPlan = GroupPlan<T, kWidth, 64, false, true, 4>;
+template <class T, int kWidth>
+bool launch_groups(const Gradients<T>& a, cudaStream_t stream) {
+  auto dkv = dkv_wgmma_kernel<T, KeysPlan<T, kWidth>>;
+  if (!limits(reinterpret_cast<const void*>(dkv)).has_body) return false;
+  return launch_over(dkv, a.keys_order.blocks(), KeysPlan<T, kWidth>::kKeysBytes, a, stream, kGroupWarps) &&
+         launch_over(dq_wgmma_kernel<T, RowsPlan<T, kWidth>>, a.rows_order.blocks(), RowsPlan<T, kWidth>::kRowsBytes, a,
+                     stream, kGroupWarps);
+}
 template <class T, int kWidth, Between kBetween>
 Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   const AttentionBackward& p = a.p;
@@ -330,8 +331,8 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   bool tiled = p.dmask && p.dmask_count && real(2) && real(3);
   a.stores_dmask = tiled && real(0) && real(1);
   Given given{false, a.stores_dmask};
-  if constexpr (kBetween != Between::anything)
-    given.inputs = launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
+  if constexpr (kBetween == Between::interval) given.inputs = launch_groups<T, kWidth>(a, stream);
+  if constexpr (kBetween == Between::bias) given.inputs = launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
   if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween, WarpProducts>(a, stream);
   if (!given.inputs) return {};
   if constexpr (kBetween != Between::interval)

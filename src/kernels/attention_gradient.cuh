@@ -189,6 +189,19 @@ SEQKERN_INLINE bool store_rows(const float (&sums)[kWidth / 8][4], float factor,
   return wrong;
 }
 
+// A block's rows of dq.
+template <class T, int kWidth>
+SEQKERN_INLINE void store_dq(const Gradients<T>& a, int b, int head, int tile, const float (&sums)[kWidth / 8][4]) {
+  const AttentionBackward& p = a.p;
+  index_t first = tile * kOwnRows, rows = p.cu_q ? p.queries(b) : p.query_len;
+  auto to = [&](int r) {
+    return first + r < rows ? row_of(static_cast<T*>(p.dq), p.dq_strides, p.cu_q, b, head, first + r) : nullptr;
+  };
+  unsigned spoiled = ballot(store_rows<T, kWidth>(sums, float(p.scale), p.head_dim, to));
+  int at = ((b * int(p.heads) + head) * a.rows_order.tiles + tile) * kGradientWarps + warp_id();
+  if (a.rows_spoiled && lane_id() == 0) a.rows_spoiled[at] = spoiled != 0;
+}
+
 // A block's shared memory: two tiles of what it owns, and in every stage two of what it walks over, a tile of the mask
 // and the terms of 64 rows; in full where that is asked for.
 template <class T, int kWidth, Between kBetween, int kStages>
