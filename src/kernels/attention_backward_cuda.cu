@@ -77,31 +77,42 @@ SEQKERN_INLINE void store_columns(T* to, index_t from, index_t width, const A (&
   }
 }
 
-// delta, and what tensor cores want to know of a row, if they do: a warp a row.
-template <class T>
+// delta, and what tensor cores want to know of a row, if they do: eight lanes a row. kWord: values loaded at once.
+inline constexpr int kDeltaLanes = 8;
+template <class T, int kWord>
 __global__ void delta_kernel(const __grid_constant__ Arguments<T> a, acc_t<T>* delta, RowTerms* terms) {
   using A = acc_t<T>;
   const AttentionBackward& p = a.p;
-  index_t all = p.heads * p.query_len, step = index_t(gridDim.x) * warps();
-  for (index_t r = index_t(blockIdx.x) * warps() + warp_id(); r < p.batch * all; r += step) {
-    QueryRow<A> row = a.score.row(r / all, 0, r % all);
-    if (!row.live()) {
-      if (terms && lane_id() == 0) terms[r] = {infinity<float>(), 0, 0, 0};
-      continue;
-    }
+  index_t all = p.heads * p.query_len, r = index_t(blockIdx.x) * (blockDim.x / kDeltaLanes) + threadIdx.x / kDeltaLanes;
+  int lane = lane_id() % kDeltaLanes;
+  bool there = r < p.batch * all;
+  QueryRow<A> row = a.score.row(there ? r / all : 0, 0, there ? r % all : 0);
+  bool live = there && row.live();
+  A sum = 0;
+  if (live) {
     const T* out = row_of(static_cast<const T*>(p.out), p.out_strides, p.cu_q, row.b, row.head, row.i);
     const T* dout = row_of(static_cast<const T*>(p.dout), p.out_strides, p.cu_q, row.b, row.head, row.i);
-    A sum = 0;
-    for (index_t d = lane_id(); d < p.value_dim; d += 32) {
-      A o = load(out + d);
-      sum += o == 0 ? A(0) : o * load(dout + d);  // a row that sees nothing takes no NaN from dout
+    for (index_t d = lane * kWord; d < p.value_dim; d += kDeltaLanes * kWord) {
+      alignas(16) T o[kWord], g[kWord];
+      copy_word<kWord * sizeof(T)>(o, out + d);
+      copy_word<kWord * sizeof(T)>(g, dout + d);
+      SEQKERN_UNROLL
+      for (int i = 0; i < kWord; ++i) {
+        A x = load(o + i);
+        sum += x == 0 ? A(0) : x * load(g + i);  // a row that sees nothing takes no NaN from dout
+      }
     }
-    sum = reduce_warp(Sum{}, sum);
-    if (lane_id() == 0) delta[r] = sum;
-    if (!terms || lane_id() != 0) continue;
-    auto stats = static_cast<const A*>(p.stats) + p.row(row.b, row.head, row.i);
-    terms[r] = {float(stats[0] - log(stats[p.rows()]) * kLogBase<A>), float(sum), int(row.low), int(row.high)};
   }
+  for (int with = 1; with < kDeltaLanes; with *= 2) sum += shuffle_xor(sum, with);
+  if (!there || lane != 0) return;
+  if (live) delta[r] = sum;
+  if (!terms) return;
+  if (!live) {
+    terms[r] = {infinity<float>(), 0, 0, 0};
+    return;
+  }
+  auto stats = static_cast<const A*>(p.stats) + p.row(row.b, row.head, row.i);
+  terms[r] = {float(stats[0] - log(stats[p.rows()]) * kLogBase<A>), float(sum), int(row.low), int(row.high)};
 }
 
 // Whether one of a block's 32 rows from `first` on, of all rows of `heads` heads from `head` on, is to be done here:
@@ -283,7 +294,12 @@ void backward(const AttentionBackward& p, void* workspace, cudaStream_t stream) 
     return l;
   };
   constexpr int kThreads = 32 * kBlockWarps;
-  if (w.rows) launch(on(min_of(ceil_div(w.rows, kBlockWarps), 65536), 1, kThreads), delta_kernel<T>, a, delta, terms);
+  constexpr int kWord = 16 / sizeof(T);
+  bool whole = starts_words(p.out, p.out_strides.batch | p.out_strides.head | p.out_strides.row | p.value_dim, kWord) &&
+               starts_words(p.dout, 0, kWord);
+  if (w.rows)
+    launch(on(ceil_div(w.rows, kThreads / kDeltaLanes), 1, kThreads),
+           whole ? delta_kernel<T, kWord> : delta_kernel<T, 1>, a, delta, terms);
   const unsigned char *keys_wanted = nullptr, *rows_wanted = nullptr;
   Given given;
   if constexpr (sizeof(T) == 2)
