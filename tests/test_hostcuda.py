@@ -123,7 +123,10 @@ def attention_results(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> It
         table = rng.permutation(40).reshape(1, 40), np.array([635])
         paged = [seqkern.attention_paged(query[:, :, :n], *pages, *table) for n in (2, 40)]
         capped, saved = seqkern.scaled_dot_product_attention_forward(query, key, value, softcap=2.0)
-        gradients = seqkern.scaled_dot_product_attention_backward(capped, saved)
+        gradients = list(seqkern.scaled_dot_product_attention_backward(capped, saved))
+        heads = np.concatenate([query, capped, out, query[:, :, ::-1]], axis=1)
+        _, saved = seqkern.scaled_dot_product_attention_forward(heads, key, value, enable_gqa=True)
+        gradients += seqkern.scaled_dot_product_attention_backward(heads, saved)
     yield out, few, *paged, capped, *gradients
 
 
@@ -181,7 +184,7 @@ TILE, FLASH, SCORE, MMA, DECODE, STREAM, PAGES, FEED, WGMMA = (
     for name in ("tile.cuh", "cuda.cu", "score.cuh", "mma.cuh", "decode.cuh", "stream.cuh", "pages.cuh", "feed.cuh",
                  "wgmma.cuh")
 )
-BACKWARD, GRADIENT = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh"))
+BACKWARD, GRADIENT, GROUPS = (f"src/kernels/attention_backward_{name}" for name in ("cuda.cu", "mma.cuh", "wgmma.cuh"))
 PIECES, PRODUCTS = (f"src/kernels/attention_gradient{name}.cuh" for name in ("", "_products"))
 DEFECTS = [
     Defect("barrier missing before use", GEMM, "&b[0]);\n    sync_block();", "&b[0]);"),
@@ -228,8 +231,18 @@ DEFECTS = [
            "copy_wait<1>();\n    Products::fence();\n    sync_block();\n    int at", BACKWARD),
     Defect("gradients: weights not transposed", PRODUCTS, "load_matrices<true>(b, walked", "load_matrices(b, walked",
            BACKWARD),
-    Defect("gradients: a warpgroup waits too little", PRODUCTS,
-           "group_wait<1>(flat(dp))", "group_wait<2>(flat(dp))", BACKWARD),
+    Defect("gradients: a warpgroup waits too little", GROUPS, "== 128 ? 1 : 0", "== 128 ? 2 : 1", BACKWARD),
+    Defect("gradients: powers of scores under way", GROUPS, "group_wait<1>(s)", "group_wait<2>(s)", BACKWARD),
+    Defect("gradients: stage released early", GROUPS, "group_wait<1>(s);\n      if (last >= 0) release(last);",
+           "if (last >= 0) release(last);\n      group_wait<1>(s);", BACKWARD),
+    Defect("gradients: consumer ignores full", GROUPS, "mbarrier_wait(&walked.full[at.stage], at.parity);", "(void)at;",
+           BACKWARD),
+    Defect("gradients: feeder ignores free", GROUPS, "if (!mbarrier_test(free, ring.parity ^ 1))",
+           "if (ring.parity < 0)", BACKWARD),
+    Defect("gradients: told too early", GROUPS, "copy_wait<1>();", "copy_wait<2>();", BACKWARD),
+    Defect("gradients: barrier count off by one", GROUPS, "&free[i], kGradientWarps)", "&free[i], kGradientWarps + 1)",
+           BACKWARD),
+    Defect("gradients: terms of other rows", GROUPS, "values)[n * 4 +", "values)[n * 2 +", BACKWARD),
     Defect("gradients: sheets of an operand too close", PIECES, "kRows * 128", "kRows * 64", BACKWARD),
     Defect("gradients: dynamic shared overrun", PIECES, "kStages * (2 * k", "kStages * (1 * k", BACKWARD),
     Defect("wrong fragment register order", MMA, "{b[2], b[3]});\n      }\n    }\n  }\n\n  // Products",

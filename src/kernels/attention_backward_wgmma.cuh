@@ -9,12 +9,11 @@
 
 namespace seqkern::cuda {
 
-// Rows walked at a time; whether what a warpgroup owns stays in registers; whether the next tile's scores are begun
-// before this one's are used.
-template <class T, int kWidth_, int kWalk_, bool kHeld_, bool kAhead_, int kStages_>
+// Rows walked at a time; whether what a warpgroup owns stays in registers.
+template <class T, int kWidth_, int kWalk_, bool kHeld_, int kStages_>
 struct GroupPlan {
   static constexpr int kWidth = kWidth_, kWalk = kWalk_, kStages = kStages_;
-  static constexpr bool kHeld = kHeld_, kAhead = kAhead_;
+  static constexpr bool kHeld = kHeld_;
   using Tile = Sheets<T, kWidth, kWalk>;
   using Scores = float[kWalk / 2];
   using Sums = float[kWidth / 2];
@@ -166,69 +165,30 @@ struct GroupWalker {
     using Weights = typename Plan::Weights;
     GroupRing<Plan::kStages> at;
     int last = -1;  // the stage whose products may still run
-    Scores dp;
-    if constexpr (Plan::kAhead) {
-      Scores even, odd;
-      auto step = [&](int t, Scores& s, Scores& next) {
-        auto then = at;
-        then.next();
-        if (t + 1 < count) wait(then);
-        group_fence();
-        begin_scores(1, at.stage, dp);
-        begin_scores(0, then.stage, next);  // past the last, of whatever is there
-        prepare(t, at.stage);
-        powers(at.stage, s);
-        Weights p, ds;
-        if (kValues) pack_all(p, s);
+    Scores s, dp;
+    for (int t = 0; t < count; ++t, at.next()) {
+      wait(at);
+      if (Plan::kHeld && t == 0) hold();
+      group_fence();
+      begin_scores(0, at.stage, s);
+      begin_scores(1, at.stage, dp);
+      prepare(t, at.stage);
+      group_wait<1>(s);
+      if (last >= 0) release(last);
+      last = at.stage;
+      powers(at.stage, s);
+      Weights p, ds;
+      if constexpr (kValues) {
+        pack_all(p, s);
+        begin_sums(1, at.stage, p, values);
+        group_wait<kWidth + kWalk == 128 ? 1 : 0>(dp);  // else P's registers are needed
+      } else {
         settle(s);
         group_wait<0>(dp);
-        settle(next);
-        if (last >= 0) release(last);
-        last = at.stage;
-        slopes(at.stage, s, dp);
-        pack_all(ds, dp);
-        if (kValues) begin_sums(1, at.stage, p, values);
-        begin_sums(0, at.stage, ds, sums);
-        at = then;
-      };
-      if (count) {
-        wait(at);
-        hold();
-        group_fence();
-        begin_scores(0, at.stage, even);
-        group_wait<0>(even);
       }
-      for (int t = 0; t < count; t += 2) {
-        step(t, even, odd);
-        if (t + 1 == count) break;
-        step(t + 1, odd, even);
-      }
-    } else {
-      Scores s;
-      for (int t = 0; t < count; ++t, at.next()) {
-        wait(at);
-        if (Plan::kHeld && t == 0) hold();
-        group_fence();
-        begin_scores(0, at.stage, s);
-        begin_scores(1, at.stage, dp);
-        prepare(t, at.stage);
-        group_wait<1>(s);
-        if (last >= 0) release(last);
-        last = at.stage;
-        powers(at.stage, s);
-        Weights p, ds;
-        if constexpr (kValues) {
-          pack_all(p, s);
-          begin_sums(1, at.stage, p, values);
-          group_wait<kWidth + kWalk == 128 ? 1 : 0>(dp);  // else P's registers are needed
-        } else {
-          settle(s);
-          group_wait<0>(dp);
-        }
-        slopes(at.stage, s, dp);
-        pack_all(ds, dp);
-        begin_sums(0, at.stage, ds, sums);
-      }
+      slopes(at.stage, s, dp);
+      pack_all(ds, dp);
+      begin_sums(0, at.stage, ds, sums);
     }
     group_wait<0>(sums);
     group_wait<0>(values);
