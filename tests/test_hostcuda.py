@@ -278,7 +278,7 @@ DEFECTS = [
     Defect("warpgroups: scores read too early", WGMMA, "group_wait<1>(s)", "group_wait<2>(s)", FLASH),
     Defect("warpgroups: barrier count off by one", FEED, "&free, kGroups * 4", "&free, kGroups * 4 + 1", FLASH),
     Defect("warpgroups: wrong columns", FEED, "k % 4 * 32", "k % 4 * 16", FLASH),
-    Defect("warpgroups: wrong panel", FEED, "data + k * 16 * 128, kPanelBytes", "data + k * 16 * 128, 1024", FLASH),
+    Defect("warpgroups: wrong panel", FEED, "data, k * 16 * 128, kPanelBytes", "data, k * 16 * 128, 1024", FLASH),
     Defect("warpgroups: pieces not swapped", FEED, "(c % 8 ^ first % 8)", "(c % 8)", FLASH),
     Defect("misaligned vector access", EMBEDDING, "if (common % 16 == 0)", "if (common % 4 == 0)", EMBEDDING),
 ]  # fmt: skip
