@@ -238,6 +238,8 @@ DEFECTS = [
            BACKWARD),
     Defect("gradients: a warpgroup waits too little", GROUPS, "== 128 ? 1 : 0", "== 128 ? 2 : 1", BACKWARD),
     Defect("gradients: powers of scores under way", GROUPS, "group_wait<1>(s)", "group_wait<2>(s)", BACKWARD),
+    Defect("gradients: stage released early", GROUPS, "mbarrier_wait(&walked.full[at.stage], at.parity);",
+           "mbarrier_wait(&walked.full[at.stage], at.parity), release(at.stage);", BACKWARD),
     Defect("gradients: consumer ignores full", GROUPS, "mbarrier_wait(&walked.full[at.stage], at.parity);", "(void)at;",
            BACKWARD),
     Defect("gradients: feeder ignores free", GROUPS, "if (!mbarrier_test(free, ring.parity ^ 1))",

@@ -46,7 +46,7 @@ struct InPlaceRows {
 
   template <class Gemm>
   explicit InPlaceRows(const Gemm& g) : depth(g.depth) {}
-  bool takes(index_t) const { return true; }
+  bool takes() const { return true; }
   index_t panel_size() const { return depth * kPanel<A>; }
   index_t square_size() const { return 0; }
   std::uint32_t pack(const A* x, index_t stride, index_t height, A* out) const {
@@ -72,7 +72,7 @@ struct InPlacePairs {
 
   template <class Gemm>
   explicit InPlacePairs(const Gemm& g) : depth(g.depth) {}
-  bool takes(index_t) const { return depth % kTileDepth == 0; }
+  bool takes() const { return depth % kTileDepth == 0; }
   index_t panel_size() const { return panel_values(depth, 1); }
   index_t square_size() const { return 0; }
   std::uint32_t pack(const bf16* x, index_t stride, index_t height, Half* out) const {
@@ -106,7 +106,7 @@ struct InPlaceTiles {
   template <class Gemm>
   explicit InPlaceTiles(const Gemm& g)
       : depth(g.depth), few(std::min(g.rows, g.columns)), parts(parts_for<S, S>(g.precision, few, depth, kLeast)) {}
-  bool takes(index_t) const { return bool(parts); }
+  bool takes() const { return bool(parts); }
   index_t panel_size() const { return panel_values(depth, parts.b); }
   index_t square_size() const { return panel_values(depth, parts.a); }
   bool as_they_lie(index_t rows) const {
@@ -158,7 +158,7 @@ class InPlaceGemm {
 
   bool takes() const {
     return g.a.column_stride == 1 && g.b.row_stride == 1 && columns >= How::kLeast &&
-           round_up(columns, L) - columns <= How::kPadding && !g.accumulate && how.takes(g.depth);
+           round_up(columns, L) - columns <= How::kPadding && !g.accumulate && how.takes();
   }
 
   void run(Job& job) {
