@@ -75,13 +75,17 @@ class SwinLayer(Layer):
         (query, key, value), pull_in = self._project(order.arrange(x).reshape(-1, area, x.shape[2]))
         bias, pull_bias = self.bias.run(window)
         if shift:
-            far = array_module(x).asarray(shift_mask(grid, window, shift), dtype=bias.dtype)
-            bias = array_module(x).tile(bias + far[:, None], (len(x), 1, 1, 1))
+            xp, (wrapped, far) = array_module(x), shift_mask(grid, window, shift)
+            bias = xp.tile(bias, (len(query), 1, 1, 1))
+            each = bias.reshape(len(x), -1, *bias.shape[1:])  # the windows of each picture
+            each[:, xp.asarray(wrapped)] += xp.asarray(far, dtype=bias.dtype)[:, None]
         options: dict[str, Any] = {}
         if self.training and self.attention_dropout:
             options = {"dropout_p": self.attention_dropout, "dropout_seed": _random.draw_seed()}
         out, weights, pull_heads = attend_vjp(query, key, value, bias, need_weights=need_weights, **options)
-        y, pull_out = self.out.vjp(_join(out))
+        fused = not self.dropout.active  # the sum is taken in the product
+        added = order.arrange(residual).reshape(len(query), area, -1) if fused else None
+        y, pull_out = self.out.vjp(_join(out), residual=added)
 
         def pull(dy: Array) -> tuple[Array]:
             (dout,) = pull_out(order.arrange(dy).reshape(y.shape))
@@ -90,6 +94,8 @@ class SwinLayer(Layer):
             return (order.restore(pull_in(dheads).reshape(len(x), -1, x.shape[2])),)
 
         restored = order.restore(y.reshape(len(x), -1, x.shape[2]))
+        if fused:
+            return restored, weights, pull
         total, pull_total = plus_dropout(residual, (restored, pull), self.dropout)
         return total, weights, pull_total
 

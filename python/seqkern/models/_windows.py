@@ -48,12 +48,15 @@ def merge_order(grid: Pair) -> Order:
 
 
 @lru_cache(maxsize=64)
-def shift_mask(grid: Pair, window: int, shift: int) -> np.ndarray:
-    """`[windows, L, L]`: -100 (as in the original) between tokens that only the roll made neighbours, else 0."""
+def shift_mask(grid: Pair, window: int, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which windows hold tokens that only the roll made neighbours, and for each of them `[L, L]`: -100 (as in the
+    original) between such tokens, else 0."""
     places = [np.arange(n) for n in _padded(grid, window).shape]
     rows, columns = ((p >= len(p) - window).astype(int) + (p >= len(p) - shift) for p in places)
     regions = _windows(3 * rows[:, None] + columns, window)
-    return np.where(regions[:, :, None] == regions[:, None], 0.0, -100.0)
+    (wrapped,) = np.nonzero((regions != regions[:, :1]).any(1))
+    apart = regions[wrapped, :, None] != regions[wrapped, None]
+    return wrapped, np.where(apart, -100.0, 0.0)
 
 
 @lru_cache(maxsize=64)
