@@ -231,7 +231,7 @@ SEQKERN_INLINE void for_sums(float* c, index_t ldc, F f) {
   f(std::integral_constant<int, 2>{}, c), f(std::integral_constant<int, 3>{}, c + kTileRows);
 }
 
-// Small products first: of every chunk the one that counts is added last.
+// Parts in such an order that a product finds one of its factors still in the registers.
 template <int RowTiles, int PA, int PB, class Left>
 __attribute__((noinline)) void tile_square(Left left, const Half* b, index_t chunks, float* c, index_t ldc, bool add) {
   const Half *a = left.row(0), *below = left.row(kTileRows);
@@ -239,16 +239,20 @@ __attribute__((noinline)) void tile_square(Left left, const Half* b, index_t chu
   if (add) for_sums<RowTiles>(c, ldc, [&](auto tile, float* at) { tile_load<tile()>(at, ldc); });
   else for_sums<RowTiles>(c, ldc, [&](auto tile, float*) { tile_zero<tile()>(); });
   for (; chunks > 0; --chunks, a += PA * Left::chunk, below += PA * Left::chunk, b += PB * 2 * kTileValues) {
+    int held = -1;
 #pragma GCC unroll 3
     for (int i = PA - 1; i >= 0; --i) {
       tile_load<4>(a + i * Left::chunk, left.stride);
       if constexpr (RowTiles == 2) tile_load<5>(below + i * Left::chunk, left.stride);
+      int most = PB < kLimit - i ? PB : kLimit - i;
 #pragma GCC unroll 3
-      for (int j = (PB < kLimit - i ? PB : kLimit - i) - 1; j >= 0; --j) {
-        if (PB > 1 || i == PA - 1) {
+      for (int n = 0; n < most; ++n) {
+        int j = (PA - i) % 2 ? most - 1 - n : n;
+        if (j != held) {
           tile_load<6>(b + 2 * j * kTileValues, kTileDepth);
           tile_load<7>(b + (2 * j + 1) * kTileValues, kTileDepth);
         }
+        held = j;
         tile_dot<0, 4, 6>(), tile_dot<1, 4, 7>();
         if constexpr (RowTiles == 2) tile_dot<2, 5, 6>(), tile_dot<3, 5, 7>();
       }
