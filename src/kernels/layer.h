@@ -27,12 +27,12 @@ index_t unit_block(index_t batch) {
 }
 
 // The left factor of a product, [rows, depth], written unit by unit and read by every thread. Packed: blocks of rows,
-// k-major. Otherwise: rows, padded so that they do not share cache sets; of bf16 values (in_pairs: kDotPairs), or split
+// k-major. Otherwise: rows, padded so that they do not share cache sets; of bf16 values (in_pairs, kDotPairs), or split
 // where W is bf16 (split_place).
 template <class A, class W = A>
 struct Operand {
   index_t rows, depth;
-  bool packed, in_pairs;
+  bool packed;
   A* data = nullptr;
   TileRows tiles;  // in use when it has parts
 
@@ -40,17 +40,18 @@ struct Operand {
       : rows(rows_),
         depth(depth_),
         packed(packs(rows_) && !parts),
-        in_pairs(pairs && !packs(rows_)),
-        tiles{rows, depth, parts} {}
+        tiles{rows, depth, parts},
+        few_pairs(pairs && !packs(rows_)) {}
   void take(Job& job) {
     data = job.take<A>(size());
     clear_gaps();
-    if (tiles.parts) tiles.take(job);
+    if (tiles) tiles.take(job);
   }
   index_t stride() const { return round_up(depth, kDotStep<W> > 16 ? kDotStep<W> : 16) + 16; }
   index_t size() const { return packed ? rows * depth : rows * stride(); }
   RowBlocks blocks() const { return RowBlocks(rows); }
-  bool split() const { return kDotParts<W> > 1 && !packed && !in_pairs && !tiles.parts; }
+  bool in_pairs() const { return kDotPairs<W, bf16> && few_pairs; }
+  bool split() const { return kDotParts<W> > 1 && !packed && !in_pairs() && !tiles; }
   bf16* pairs() const { return reinterpret_cast<bf16*>(data); }
   void clear_gaps() const {
     if (split()) std::memset(data, 0, std::size_t(size()) * sizeof(A));
@@ -60,8 +61,8 @@ struct Operand {
   template <class Lanes>
   SEQKERN_INLINE void put(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, Lanes n) const {
     if constexpr (std::is_same_v<A, float>) {
-      if (tiles.parts) tiles.put(row, k, v, n);
-      if (in_pairs) return store_n(pairs() + row * stride() + k, v, n);
+      if (tiles) tiles.put(row, k, v, n);
+      if (in_pairs()) return store_n(pairs() + row * stride() + k, v, n);
     }
     if (!packed && !split()) return store_n(data + row * stride() + k, v, n);
     A flat[kLanes<A>];
@@ -78,6 +79,9 @@ struct Operand {
       for (int j = 0; j < n; ++j) out[j * height] = flat[j];
     }
   }
+
+ private:
+  bool few_pairs;
 };
 
 // A weight [gates * units, depth]; its product with an operand gives [rows, gates, block] per block of units.
@@ -124,7 +128,7 @@ struct GateWeight {
   void pack(Range own) const {
     for (index_t b = own.begin; b < own.end; ++b)
       for (int g = 0; g < gates; ++g)
-        if (tiles.parts) tiles.pack<true>(b * gates + g, rows(b, g), depth, 1, width(b));
+        if (tiles) tiles.pack<true>(b * gates + g, rows(b, g), depth, 1, width(b));
         else pack_panel_transposed(rows(b, g), depth, width(b), depth, panel(b, g));
   }
 

@@ -253,11 +253,11 @@ class ForwardLayer {
   SEQKERN_INLINE void products_of(const Operand<A, W>& a, const GateWeight<A, W>& w, index_t rows, Range own,
                                   bool backwards, int first, int last, A* out, F f, Beside beside) {
     RowBlocks blocks(N);
-    bool wide = a.tiles.parts && (sizeof(T) == sizeof(A) || &a == &full) && a.tiles.wide();
+    bool wide = a.tiles && (sizeof(T) == sizeof(A) || &a == &full) && a.tiles.wide();
     auto each_block = [&](auto g) {
       for (index_t i = own.begin; i < own.end; ++i) g(backwards ? own.begin + own.end - 1 - i : i);
     };
-    if (a.tiles.parts) {
+    if (a.tiles) {
       each_block([&](index_t b) {
         for (index_t begin = 0; begin < rows; begin += kTilePanel) {
           w.tile_product(a.tiles, begin / kTilePanel, wide, a.data + begin * a.stride(), a.stride(), b, first, last,
@@ -277,9 +277,9 @@ class ForwardLayer {
     } else {
       auto products_at = [&](index_t b) { return out + (b - own.begin) * N * w.gates * block; };
       each_block([&](index_t b) {
-        if (!a.in_pairs) w.dot(a.data, a.stride(), rows, b, first, last, products_at(b));
+        if (!a.in_pairs()) w.dot(a.data, a.stride(), rows, b, first, last, products_at(b));
         if constexpr (kDotPairs<T, W>)
-          if (a.in_pairs) w.dot(a.pairs(), a.stride(), rows, b, first, last, products_at(b));
+          if (a.in_pairs()) w.dot(a.pairs(), a.stride(), rows, b, first, last, products_at(b));
         beside(b);
       });
       for (index_t b = own.begin; b < own.end; ++b) f(b, Rows{0, int(N), int(rows)}, products_at(b));

@@ -22,6 +22,7 @@ struct TileRows {
   int parts = 0;
   Half* values = nullptr;
 
+  explicit operator bool() const { return kTiles && parts; }
   index_t panels() const { return ceil_div(rows, kTilePanel); }
   index_t size() const { return panels() * panel_values(depth, parts); }
   Half* panel(index_t i) const { return values + i * panel_values(depth, parts); }
@@ -61,6 +62,7 @@ struct TilePanels {
   Half* values = nullptr;
   std::uint32_t* wide = nullptr;
 
+  explicit operator bool() const { return kTiles && parts; }
   void take(Job& job, index_t panels) {
     values = job.take<Half>(panels * panel_values(depth, parts));
     wide = job.take<std::uint32_t>(panels);

@@ -46,7 +46,7 @@ inline constexpr index_t kSomeTerms = 64, kManyTerms = 256;
 // Parts of the two factors; none where the product is not for the matrix unit.
 struct Parts {
   int a = 0, b = 0;
-  explicit operator bool() const { return a > 0; }
+  explicit operator bool() const { return kTiles && a > 0; }
   int products() const {
     int n = 0, limit = a > b ? a : b;
     for (int i = 0; i < a; ++i) n += b < limit - i ? b : limit - i;
