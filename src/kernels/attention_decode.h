@@ -6,8 +6,7 @@
 #include <cmath>
 
 #include "attention_rows.h"
-#include "dot.h"
-#include "gemm.h"
+#include "products.h"
 
 namespace seqkern::SEQKERN_ISA {
 

@@ -3,7 +3,7 @@
 #pragma once
 #include "attention_score.h"
 #include "cpu/thread_pool.h"
-#include "tile.h"
+#include "products.h"
 
 namespace seqkern::SEQKERN_ISA {
 

@@ -7,7 +7,7 @@
 // rows when panels are few: they then pack together. k is never split, so results do not depend on the threads.
 #pragma once
 #include "conv_image.h"
-#include "gemm.h"
+#include "products.h"
 
 namespace seqkern::SEQKERN_ISA {
 

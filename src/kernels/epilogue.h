@@ -39,9 +39,7 @@ struct Epilogue {
 
   // Columns [column, column + width) of `height` rows, the first of which starts at c + start.
   void apply(const A* sums, index_t lds, int height, index_t width, index_t column, SC* c, index_t ldc,
-             index_t start) const {
-    for_fused(fused, [&]<class F>() { finish<F>(sums, lds, height, width, column, c, ldc, start + column); });
-  }
+             index_t start) const;
 
  private:
   template <class F>
@@ -67,5 +65,11 @@ struct Epilogue {
     }
   }
 };
+
+template <class SC, class A>
+void Epilogue<SC, A>::apply(const A* sums, index_t lds, int height, index_t width, index_t column, SC* c, index_t ldc,
+                            index_t start) const {
+  for_fused(fused, [&]<class F>() { finish<F>(sums, lds, height, width, column, c, ldc, start + column); });
+}
 
 }  // namespace seqkern::SEQKERN_ISA

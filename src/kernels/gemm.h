@@ -104,26 +104,7 @@ class Gemm {
     return *this;
   }
 
-  void run(Job& job) {
-    if (rows <= 0 || columns <= 0) return;
-    if (in_place(*this, job) || on_tiles(*this, job)) return;
-    int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
-    choose_grid(threads);
-    RowBlocks blocks(rows);
-    slab = std::max<index_t>(kInPlace ? std::min(depth, kDepth) : depth, 1);
-    index_t own_blocks = ceil_div(blocks.count, grid_rows), own_panels = ceil_div(ceil_div(columns, P), grid_columns);
-    group = std::clamp<index_t>(kLeftSize / (slab * kMaxTileRows), 1, own_blocks);
-    group = ceil_div(own_blocks, ceil_div(own_blocks, group));
-    shallow = slab <= kShallow;
-    keep = own_blocks > group || shallow;
-    chunk = keep ? std::clamp<index_t>((shallow ? kShallowSize : kRightSize) / (slab * P), 1, own_panels) : own_panels;
-    left_size = group * kMaxTileRows * slab;
-    right_size = (keep ? chunk : 1) * slab * P;
-    left = job.take<A>(threads * left_size);
-    right = job.take<A>(threads * right_size);
-    auto body = [this](int rank, int, Barrier&) { work(rank); };
-    job.run(threads, body);
-  }
+  void run(Job& job);
 
  private:
   // The grid of threads over C whose largest part costs least, the packing that neighbours repeat included.
@@ -198,6 +179,28 @@ class Gemm {
   index_t slab = 0, group = 0, chunk = 0, left_size = 0, right_size = 0;
   A *left = nullptr, *right = nullptr;
 };
+
+template <class SA, class SB, class SC>
+void Gemm<SA, SB, SC>::run(Job& job) {
+  if (rows <= 0 || columns <= 0) return;
+  if (in_place(*this, job) || on_tiles(*this, job)) return;
+  int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
+  choose_grid(threads);
+  RowBlocks blocks(rows);
+  slab = std::max<index_t>(kInPlace ? std::min(depth, kDepth) : depth, 1);
+  index_t own_blocks = ceil_div(blocks.count, grid_rows), own_panels = ceil_div(ceil_div(columns, P), grid_columns);
+  group = std::clamp<index_t>(kLeftSize / (slab * kMaxTileRows), 1, own_blocks);
+  group = ceil_div(own_blocks, ceil_div(own_blocks, group));
+  shallow = slab <= kShallow;
+  keep = own_blocks > group || shallow;
+  chunk = keep ? std::clamp<index_t>((shallow ? kShallowSize : kRightSize) / (slab * P), 1, own_panels) : own_panels;
+  left_size = group * kMaxTileRows * slab;
+  right_size = (keep ? chunk : 1) * slab * P;
+  left = job.take<A>(threads * left_size);
+  right = job.take<A>(threads * right_size);
+  auto body = [this](int rank, int, Barrier&) { work(rank); };
+  job.run(threads, body);
+}
 
 }  // namespace seqkern::SEQKERN_ISA
 

@@ -8,10 +8,9 @@
 #include <type_traits>
 
 #include "cpu/thread_pool.h"
-#include "dot.h"
+#include "products.h"
 #include "seqkern/recurrent.h"
 #include "simd/math.h"
-#include "tile.h"
 #include "tile_layer.h"
 #include "types_cpu.h"
 

@@ -10,9 +10,7 @@
 //   kLate            1 when the last gate multiplies r h instead of h (GRU, reset gate before the product)
 //   operator()(site, dh, d, on)          gradients d[kSums] of the sums; returns the direct part of dh_{t-1}
 #pragma once
-#include "gemm.h"
 #include "layer_forward.h"
-#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 

@@ -1,11 +1,8 @@
 // Linear layer on the CPU. Few rows read the weights in place and are bound by that; more rows pack them.
 #include "seqkern/linear.h"
 
-#include "dot.h"
-#include "gemm.h"
 #include "layer.h"
 #include "passes.h"
-#include "row_product.h"
 
 namespace seqkern::SEQKERN_ISA {
 namespace {

@@ -152,6 +152,7 @@ SEQKERN_INLINE void pack_square(const S* from, index_t stride, index_t k_stride,
 // Along: k_stride == 1, else stride == 1.
 template <bool Left, bool Along, class S>
 void pack_tiles(const S* data, index_t stride, index_t k_stride, index_t count, index_t depth, int parts, Half* out) {
+  if constexpr (!kTiles) return;
   constexpr int L = kLanes<float>;
   constexpr bool kTurn = Left != Along;
   for (index_t k0 = 0; k0 < depth; k0 += kTileDepth, out += parts * 2 * kTileValues)
