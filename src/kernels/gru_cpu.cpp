@@ -14,6 +14,7 @@ struct GruForwardBase {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int kGates = 3;
+  static constexpr bool kProjects = false;
   const RecurrentForward& p;
 
   template <class At>
@@ -83,15 +84,12 @@ struct GruBackwardBase {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int kGates = 3;
+  static constexpr bool kProjects = false;
   const RecurrentBackward& p;
 
   void take(Job&) {}
   void start(index_t, index_t, int) const {}
   void finish(index_t, index_t) const {}
-  template <class At>
-  V output(At) const {
-    return V{};
-  }
   template <class At>
   SEQKERN_INLINE V gate(At at, int g) const {
     index_t at_gate = ((at.t * p.batch + at.n) * 3 + g) * p.hidden_size + at.u;

@@ -8,6 +8,7 @@
 //   kGates, kSums    gates, and gate gradients kept per unit: equal, except that the GRU with reset_after keeps
 //                    a fourth, of the recurrent half of n, behind the three of the input side
 //   kLate            1 when the last gate multiplies r h instead of h (GRU, reset gate before the product)
+//   kProjects        whether there may be a projection: output(site) is h before it
 //   operator()(site, dh, d, on)          gradients d[kSums] of the sums; returns the direct part of dh_{t-1}
 #pragma once
 #include "layer_forward.h"
@@ -35,7 +36,7 @@ class BackwardLayer {
               : packs(N) ? kPanel<A>
                          : L),
         shared{operand(kEarly * H), operand(kEarly * H)},
-        late(operand(p.proj_size ? S : H)) {}
+        late(operand(projects() ? S : H)) {}
 
   void run() {
     if (H == 0 || S == 0) return;
@@ -49,6 +50,8 @@ class BackwardLayer {
   }
 
  private:
+  bool projects() const { return Cell::kProjects && p.proj_size; }
+
   // Columns [u, u + block) of a matrix stored [depth, columns].
   struct Columns {
     const W* raw;
@@ -69,14 +72,14 @@ class BackwardLayer {
     dbias = job.take<A>(X * H);
     dstate = job.take<A>(N * S);
     products = job.take<A>(threads * std::max<index_t>(N, 1) * (packs(N) ? kPanel<A> : std::max(H, S) + L));
-    if (p.proj_size || Cell::kLate) late.take(job);
-    if (p.proj_size) {
+    if (projects() || Cell::kLate) late.take(job);
+    if (projects()) {
       dprojected = job.take<A>(rows * S);
       unprojected = job.take<A>(rows * H);
     }
     if (Cell::kLate) reset_h = job.take<A>(rows * H);
     hidden = {static_cast<const W*>(p.weight_hh), kEarly * H, S};
-    if (p.proj_size) before = {static_cast<const W*>(p.weight_hr), S, H};
+    if (projects()) before = {static_cast<const W*>(p.weight_hr), S, H};
     if (Cell::kLate) before = {static_cast<const W*>(p.weight_hh) + kEarly * H * S, H, H};
     for (auto w : {&hidden, &before})
       if (split && w->raw) {
@@ -212,23 +215,25 @@ class BackwardLayer {
       return direct;
     };
 
-    if (p.proj_size) {
-      for_units(own_state, S, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
-        bool on = active(p.lengths, n, t);
-        V dh = on ? dh_of(n, u, lanes) : V{};
-        store_n(dprojected + (t * N + n) * S + u, dh, lanes);
-        if (on) store_n(dstate + n * S + u, V{}, lanes);
-        late.put(n, begin, height, u, dh, lanes);
-      });
-      barrier.wait();
-      products_of(late, before, own, !backwards, out,
-                  [&](index_t n, index_t begin, int height, index_t u, auto lanes, V dh) {
-                    bool on = active(p.lengths, n, t);
-                    store_n(unprojected + (t * N + n) * H + u,
-                            on ? cell.output(Site<decltype(lanes)>{t, n, u, lanes}) : V{}, lanes);
-                    through_cell(n, begin, height, u, lanes, dh, on);
-                  });
-    } else {
+    if constexpr (Cell::kProjects)
+      if (p.proj_size) {
+        for_units(own_state, S, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
+          bool on = active(p.lengths, n, t);
+          V dh = on ? dh_of(n, u, lanes) : V{};
+          store_n(dprojected + (t * N + n) * S + u, dh, lanes);
+          if (on) store_n(dstate + n * S + u, V{}, lanes);
+          late.put(n, begin, height, u, dh, lanes);
+        });
+        barrier.wait();
+        products_of(late, before, own, !backwards, out,
+                    [&](index_t n, index_t begin, int height, index_t u, auto lanes, V dh) {
+                      bool on = active(p.lengths, n, t);
+                      store_n(unprojected + (t * N + n) * H + u,
+                              on ? cell.output(Site<decltype(lanes)>{t, n, u, lanes}) : V{}, lanes);
+                      through_cell(n, begin, height, u, lanes, dh, on);
+                    });
+      }
+    if (!projects()) {
       for_units(own, H, [&](index_t n, index_t begin, int height, index_t u, auto lanes) {
         bool on = active(p.lengths, n, t);
         V direct = through_cell(n, begin, height, u, lanes, dh_of(n, u, lanes), on);
@@ -297,7 +302,7 @@ class BackwardLayer {
             .in(p.precision)
             .run(job);
     }
-    if (p.dweight_hr)
+    if (Cell::kProjects && p.dweight_hr)
       Gemm<A, A, A>(S, H, rows, {dprojected, 1, S}, {unprojected, H, 1}, static_cast<A*>(p.dweight_hr), H)
           .in(p.precision)
           .run(job);

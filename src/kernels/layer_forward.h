@@ -11,6 +11,7 @@
 // A Cell gives
 //   kGates, kLate          number of gates, and how many of them need a second product in the step (GRU with
 //                          the reset gate before it)
+//   kProjects              whether there may be a projection
 //   kFolded                leading gates whose bias_hh can be added to the input side
 //   operator()(...)        the cell at one row and one register of units
 #pragma once
@@ -61,8 +62,10 @@ class ForwardLayer {
   }
 
  private:
+  bool projects() const { return Cell::kProjects && p.proj_size; }
+
   // All products of the layer or none.
-  bool on_tiles() const { return split && (inner || !(p.proj_size || Cell::kLate)); }
+  bool on_tiles() const { return split && (inner || !(projects() || Cell::kLate)); }
 
   void take(Job& job, int threads) {
     order.take(job, N, p.seq_len, p.lengths);
@@ -76,7 +79,7 @@ class ForwardLayer {
       int parts = on_tiles() ? split.b : 0;
       input.take(job, parts);
       hidden.take(job, parts);
-      if (p.proj_size) projection.take(job, parts);
+      if (projects()) projection.take(job, parts);
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
     } else if (p.seq_len >= kAlignSteps) {
@@ -90,7 +93,7 @@ class ForwardLayer {
     }
     if (p.lengths) live_x = job.take<T>(threads * chunk * N * p.input_size);
     products = job.take<A>(threads * product_size());
-    if (p.proj_size || Cell::kLate) full.take(job);
+    if (projects() || Cell::kLate) full.take(job);
     cell.take(job);
   }
 
@@ -104,7 +107,7 @@ class ForwardLayer {
     if (packs(N)) {
       input.pack(own);
       hidden.pack(own);
-      if (p.proj_size) projection.pack(own_state);
+      if (projects()) projection.pack(own_state);
     } else if (hidden.aligned) {
       hidden.align(own);
     }
@@ -324,13 +327,13 @@ class ForwardLayer {
               full.put(row, at_rows.begin, at_rows.height, at.u, cell.early(at, sum, h, block), at.lanes);
             } else {
               V value = cell(at, sum, h, block);
-              if (p.proj_size) full.put(row, at_rows.begin, at_rows.height, at.u, value, at.lanes);
+              if (projects()) full.put(row, at_rows.begin, at_rows.height, at.u, value, at.lanes);
               else finish(at, row, at_rows, value, next);
             }
           });
         },
         input_products);
-    if (Cell::kLate || p.proj_size) barrier.wait();
+    if (Cell::kLate || projects()) barrier.wait();
     if constexpr (Cell::kLate) {
       products_of(
           full, hidden, rows, own, !backwards, kEarly, G, out,
@@ -341,19 +344,20 @@ class ForwardLayer {
             });
           },
           nothing);
-    } else if (p.proj_size) {
-      products_of(
-          full, projection, rows, own_state, !backwards, 0, 1, out,
-          [&](index_t b, const Rows& at_rows, const A* products) {
-            for (int r = 0; r < at_rows.live; ++r)
-              for (index_t j = 0; j < block && b * block + j < S; j += L)
-                with_lanes<A>(S - b * block - j, [&](auto lanes) {
-                  index_t row = at_rows.begin + r;
-                  Site<decltype(lanes)> at{t, order.row[row], b * block + j, lanes};
-                  finish(at, row, at_rows, load(products + r * block + j), next);
-                });
-          },
-          nothing);
+    } else if constexpr (Cell::kProjects) {
+      if (p.proj_size)
+        products_of(
+            full, projection, rows, own_state, !backwards, 0, 1, out,
+            [&](index_t b, const Rows& at_rows, const A* products) {
+              for (int r = 0; r < at_rows.live; ++r)
+                for (index_t j = 0; j < block && b * block + j < S; j += L)
+                  with_lanes<A>(S - b * block - j, [&](auto lanes) {
+                    index_t row = at_rows.begin + r;
+                    Site<decltype(lanes)> at{t, order.row[row], b * block + j, lanes};
+                    finish(at, row, at_rows, load(products + r * block + j), next);
+                  });
+            },
+            nothing);
     }
     barrier.wait();
   }

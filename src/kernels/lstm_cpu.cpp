@@ -16,6 +16,7 @@ struct LstmForwardCell {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int kGates = 4, kLate = 0, kFolded = 4;
+  static constexpr bool kProjects = true;
   const RecurrentForward& p;
 
   void take(Job&) {}
@@ -50,6 +51,7 @@ struct LstmBackwardCell {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int kGates = 4, kSums = 4, kLate = 0;
+  static constexpr bool kProjects = true;
   const RecurrentBackward& p;
   A* dcell = nullptr;      // [N, H], running
   A* dpeephole = nullptr;  // [3, H]

@@ -9,6 +9,7 @@ template <class T>
 struct RnnForwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 1, kLate = 0, kFolded = 1;
+  static constexpr bool kProjects = false;
   const RecurrentForward& p;
 
   void take(Job&) {}
@@ -22,15 +23,12 @@ template <class T>
 struct RnnBackwardCell {
   using A = acc_t<T>;
   static constexpr int kGates = 1, kSums = 1, kLate = 0;
+  static constexpr bool kProjects = false;
   const RecurrentBackward& p;
 
   void take(Job&) {}
   void start(index_t, index_t, int) const {}
   void finish(index_t, index_t) const {}
-  template <class At>
-  Vec<A> output(At) const {
-    return Vec<A>{};
-  }
   template <class At>
   SEQKERN_INLINE Vec<A> operator()(At at, Vec<A> dh, Vec<A> (&d)[1]) const {
     auto y = static_cast<const T*>(p.y) + (at.t * p.batch + at.n) * p.hidden_size + at.u;
