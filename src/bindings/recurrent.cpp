@@ -48,6 +48,7 @@ struct Layer {
     weight_ih.expect({{rows_name(), gates * H}, {"input_size", I}});
     S = H;
     if (weight_hr) {
+      if (kind != Kind::lstm) throw py::type_error(std::string(op) + ": takes no weight_hr");
       weight_hr.expect_rank(2, "[proj_size, hidden_size]");
       S = weight_hr.size(0);
       if (S < 1)

@@ -64,6 +64,12 @@ struct Operand {
       if (in_pairs()) return store_n(pairs() + row * stride() + k, v, n);
     }
     if (!packed && !split()) return store_n(data + row * stride() + k, v, n);
+    if constexpr (std::is_same_v<Lanes, int>) return put_each(row, block_begin, height, k, v, n);
+    put_values(row, block_begin, height, k, v, n);
+  }
+
+  template <class Lanes>
+  SEQKERN_INLINE void put_values(index_t row, index_t block_begin, int height, index_t k, Vec<A> v, Lanes n) const {
     A flat[kLanes<A>];
     store(flat, v);
     if (!packed) {
@@ -71,12 +77,13 @@ struct Operand {
       return;
     }
     A* out = data + block_begin * depth + k * height + (row - block_begin);
-    if (n == kLanes<A>) {
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes<A>; ++j) out[j * height] = flat[j];
-    } else {
-      for (int j = 0; j < n; ++j) out[j * height] = flat[j];
-    }
+    for (int j = 0; j < n; ++j) out[j * height] = flat[j];
+  }
+  // Less than a register: value by value, out of line because it is as much code as all of a cell.
+  __attribute__((noinline)) void put_each(index_t row, index_t block_begin, int height, index_t k, Vec<A> v,
+                                          int n) const {
+    put_values(row, block_begin, height, k, v, n);
   }
 
  private:

@@ -128,8 +128,8 @@ class ForwardLayer {
       index_t n = order.row[row];
       V h = load_or_zero(static_cast<const T*>(p.h0), n * S + u, lanes);
       store_n(h_n() + n * S + u, h, lanes);
-      state[0].put(row, begin, height, u, h, lanes);
-      if (p.lengths) state[1].put(row, begin, height, u, h, lanes);  // a row may start at any step
+      for (int i = 0; i < (p.lengths ? 2 : 1); ++i)  // a row may start at any step
+        state[i].put(row, begin, height, u, h, lanes);
     });
     if (p.c_n)
       for_rows(own, H, [&](index_t n, index_t, int, index_t u, auto lanes) {

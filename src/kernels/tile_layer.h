@@ -43,9 +43,11 @@ struct TileRows {
       v = v - widen(bits);
       index_t offset = part * 2 * kTileValues;
       if (n == L && k % L == 0) std::memcpy(at(row, k) + offset, &bits, sizeof bits);
-      else
-        for (int j = 0; j < n; ++j) at(row, k + j)[offset] = bits[j];
+      else put_each(row, k, bits, n, offset);
     }
+  }
+  __attribute__((noinline)) void put_each(index_t row, index_t k, VecU16 bits, int n, index_t offset) const {
+    for (int j = 0; j < n; ++j) at(row, k + j)[offset] = bits[j];
   }
   bool wide() const {  // anywhere
     VecI top{};
