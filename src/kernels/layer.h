@@ -96,39 +96,29 @@ struct GateWeight {
   const W* raw;
   index_t units, depth;
   int gates;
-  index_t block;         // unit_block
-  A* packed = nullptr;   // [blocks, gates, depth, panel]
-  TilePanels tiles{};    // instead, when it has parts
-  W* aligned = nullptr;  // instead, for few rows: take_aligned
-  index_t stride = depth;
+  index_t block;        // unit_block
+  A* packed = nullptr;  // [blocks, gates, depth, panel]
+  TilePanels tiles{};   // instead, when it has parts
+  W* stream = nullptr;  // instead, for few rows: take_stream
 
   void take(Job& job, int parts) {
     tiles.depth = depth, tiles.parts = parts;
     if (parts) tiles.take(job, blocks() * gates);
     else packed = job.take<A>(packed_size());
   }
-  // A copy in the order of the walk, [blocks, gates, block, stride], so that it is one stream; its rows start at cache
-  // lines, and not all in the same set. NumPy's lie anywhere, and where every other register is read across two lines,
-  // L2 gives a third less. Worth it for weights that are read many times over.
-  void take_aligned(Job& job) {
-    constexpr index_t kLine = 64 / index_t(sizeof(W));
-    stride = round_up(depth, kLine);
-    if (stride % (16 * kLine) == 0) stride += kLine;
-    aligned = job.take<W>(blocks() * gates * block * stride);
+  // A copy as the walk reads it (lay_out_stream), for weights that are read many times over.
+  void take_stream(Job& job) {
+    stream = job.take<W>(blocks() * gates * stream_size<W>(depth) + kStreamUnits<W> * kStreamStep<W>);
   }
-  void align(Range own) const {
+  void lay_out(Range own) const {
     for (index_t b = own.begin; b < own.end; ++b)
-      for (int g = 0; g < gates; ++g)
-        for (index_t j = 0; j < width(b); ++j)
-          std::memcpy(aligned + ((b * gates + g) * block + j) * stride, raw + (g * units + b * block + j) * depth,
-                      std::size_t(depth) * sizeof(W));
+      for (int g = 0; g < gates; ++g) lay_out_stream(rows(b, g), depth, width(b), depth, stream_of(b, g));
   }
   index_t blocks() const { return ceil_div(units, block); }
   index_t packed_size() const { return blocks() * gates * depth * kPanel<A>; }
   int width(index_t b) const { return int(units - b * block < block ? units - b * block : block); }
-  const W* rows(index_t b, int gate) const {
-    return aligned ? aligned + (b * gates + gate) * block * stride : raw + (gate * units + b * block) * depth;
-  }
+  const W* rows(index_t b, int gate) const { return raw + (gate * units + b * block) * depth; }
+  W* stream_of(index_t b, int gate) const { return stream + (b * gates + gate) * stream_size<W>(depth); }
   A* panel(index_t b, int gate) const { return packed + (b * gates + gate) * depth * kPanel<A>; }
 
   void pack(Range own) const {
@@ -162,7 +152,9 @@ struct GateWeight {
   SEQKERN_INLINE void dot(const S* a, index_t lda, index_t count, index_t b, int first, int last, A* out) const {
     constexpr bool kSplit = kDotParts<W> > 1 && !kDotPairs<S, W>;
     for (int g = first; g < last; ++g)
-      dot_blocks<kSplit>(count, a, lda, rows(b, g), stride, width(b), depth, out + g * block, gates * block);
+      if (stream)
+        dot_blocks<kSplit, true>(count, a, lda, stream_of(b, g), 0, width(b), depth, out + g * block, gates * block);
+      else dot_blocks<kSplit, false>(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
   }
 };
 

@@ -22,7 +22,7 @@
 
 namespace seqkern::SEQKERN_ISA {
 
-inline constexpr index_t kAlignSteps = 16;
+inline constexpr index_t kStreamSteps = 16;
 
 template <class T, class W, class Cell>
 class ForwardLayer {
@@ -82,8 +82,9 @@ class ForwardLayer {
       if (projects()) projection.take(job, parts);
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
-    } else if (p.seq_len >= kAlignSteps) {
-      hidden.take_aligned(job);
+    } else if (p.seq_len >= kStreamSteps) {
+      hidden.take_stream(job);
+      if (projects()) projection.take_stream(job);
     }
     if (!pack && !kInPlace) {
       split_x = Operand<A, W>(chunk * N, p.input_size);
@@ -108,8 +109,9 @@ class ForwardLayer {
       input.pack(own);
       hidden.pack(own);
       if (projects()) projection.pack(own_state);
-    } else if (hidden.aligned) {
-      hidden.align(own);
+    } else if (hidden.stream) {
+      hidden.lay_out(own);
+      if (projects()) projection.lay_out(own_state);
     }
     TileScope scope(on_tiles());
     start(own, own_state);
