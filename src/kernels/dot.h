@@ -24,7 +24,8 @@ template <class S, class W>
 inline constexpr bool kDotPairs = kTiles && std::is_same_v<S, bf16> && std::is_same_v<W, bf16>;
 
 // MR rows times lanes / MR units. With fewer units than that the missing ones repeat the last, unstored.
-template <int MR, bool Whole, class S, class W, class A = acc_t<W>>
+// So many units are read side by side.
+template <int MR, bool Whole, int kTogether, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth) {
   constexpr bool kPairs = kDotPairs<S, W>;
   constexpr int L = kLanes<A>, NU = L / MR, kStep = kPairs ? 2 * L : L;
@@ -34,8 +35,7 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
   const W* rows[NU / kSpan];
 #pragma GCC unroll 16
   for (int u = 0; u < NU; u += kSpan) rows[u / kSpan] = weight + (Whole || u < units ? u : units - 1) * ldw;
-  constexpr int kTogether = NU < 8 ? NU : 4;  // rows of 4 KiB meet in one set of L1, which holds no sixteen lines
-  auto step = [&](int first, index_t k, auto read) {
+  auto step = [&](int first, index_t k, auto read) __attribute__((always_inline)) {
     std::conditional_t<kPairs, VecU, Vec<A>> av[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) av[m] = read(a + m * lda + k);
@@ -98,7 +98,7 @@ SEQKERN_INLINE Vec<float> dot_square_split(const float* a, index_t lda, const bf
                                            index_t depth) {
   constexpr int L = kLanes<float>, NU = L / MR;
   Vec<float> acc[L] = {};
-  auto step = [&](index_t k, auto read) {
+  auto step = [&](index_t k, auto read) __attribute__((always_inline)) {
     Vec<float> even[MR], odd[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -145,7 +145,7 @@ SEQKERN_INLINE Vec<A> dot_stream(const S* a, index_t lda, const W* weight, index
   constexpr bool kPairs = kDotPairs<S, W>;
   constexpr int L = kLanes<A>, NU = L / MR;
   Vec<A> acc[L] = {};
-  auto step = [&](auto left, auto right) {
+  auto step = [&](auto left, auto right) __attribute__((always_inline)) {
     std::conditional_t<kPairs, VecU, Vec<A>> av[MR], odd[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
@@ -186,7 +186,8 @@ SEQKERN_INLINE Vec<A> dot_stream(const S* a, index_t lda, const W* weight, index
 template <int MR, bool Split, bool kStream, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth, A* out,
                              index_t ldo) {
-  constexpr int L = kLanes<A>, NU = L / MR;
+  constexpr int L = kLanes<A>, NU = L / MR, kApart = NU < 8 ? NU : 8, kMeeting = NU < 8 ? NU : 4;
+  bool meet = ldw * index_t(sizeof(W)) % 4096 == 0;  // in one set of L1, which may not hold eight lines beside others
   for (int u = 0; u < units; u += NU) {
     int here = units - u < NU ? units - u : NU;
     const W* from = weight + u * ldw;
@@ -196,8 +197,9 @@ SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t l
       sums = here == NU ? dot_square_split<MR, true>(a, lda, from, ldw, here, depth)
                         : dot_square_split<MR, false>(a, lda, from, ldw, here, depth);
     else
-      sums = here == NU ? dot_square<MR, true>(a, lda, from, ldw, here, depth)
-                        : dot_square<MR, false>(a, lda, from, ldw, here, depth);
+      sums = here < NU ? dot_square<MR, false, kApart>(a, lda, from, ldw, here, depth)
+             : meet    ? dot_square<MR, true, kMeeting>(a, lda, from, ldw, here, depth)
+                       : dot_square<MR, true, kApart>(a, lda, from, ldw, here, depth);
     if constexpr (MR == 1) {
       store_over(out, sums, here, here == L);
     } else {

@@ -285,7 +285,7 @@ SEQKERN_INLINE V swap_runs(V v) {
 template <class T>
 SEQKERN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   constexpr int n = kLanes<T>;
-  auto stage = [&]<int Run>() {
+  auto stage = [&]<int Run>() __attribute__((always_inline)) {  // or the rows would go through memory
     Vec<T> out[n];
 #pragma GCC unroll 16
     for (int i = 0; i < n; ++i) {
@@ -305,7 +305,7 @@ SEQKERN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
 template <class T>
 SEQKERN_INLINE Vec<T> sum_each(Vec<T> (&rows)[kLanes<T>]) {
   constexpr int n = kLanes<T>;
-  auto stage = [&]<int Run>() {
+  auto stage = [&]<int Run>() __attribute__((always_inline)) {  // or the rows would go through memory
 #pragma GCC unroll 16
     for (int i = 0; i < n; i += 2 * Run)
       rows[i] = interleave<Run, false>(rows[i], rows[i + Run]) + interleave<Run, true>(rows[i], rows[i + Run]);
