@@ -184,4 +184,10 @@ struct Site {
 // Multiply-adds a thread should have before it is worth waking.
 inline constexpr double kThreadGrain = 1.0e5;
 
+// Threads that pay in a layer: all of them meet at the end of each step, which takes as long as so many multiply-adds.
+inline int layer_threads(index_t steps, index_t batch, double step) {
+  double meeting = packs(batch) ? 1.0e5 : 4.0e4;
+  return std::min(threads_for(double(steps) * step, kThreadGrain), 1 + int(std::min(step / meeting, 1e6)));
+}
+
 }  // namespace seqkern::SEQKERN_ISA

@@ -41,7 +41,7 @@ class BackwardLayer {
   void run() {
     if (H == 0 || S == 0) return;
     Job job;
-    int threads = threads_for(double(rows) * double(G * H) * double(S), kThreadGrain);
+    int threads = layer_threads(p.seq_len, N, double(N * G * H) * double(p.input_size + S));
     threads = int(std::min<index_t>(threads, ceil_div(H, block)));
     take(job, threads);
     auto body = [this](int rank, int n, Barrier& barrier) { walk(rank, n, barrier); };

@@ -54,7 +54,7 @@ class ForwardLayer {
     if (N == 0 || S == 0) return;
     Job job;
     odd = job.odd();
-    int threads = threads_for(double(p.seq_len) * double(N * G * H) * double(p.input_size + S), kThreadGrain);
+    int threads = layer_threads(p.seq_len, N, double(N * G * H) * double(p.input_size + S));
     threads = int(std::min<index_t>(threads, std::max<index_t>(hidden.blocks(), 1)));
     take(job, threads);
     auto body = [this](int rank, int n, Barrier& barrier) { walk(rank, n, barrier); };
