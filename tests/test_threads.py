@@ -34,6 +34,7 @@ CASES = [
     Recurrent("gru", T=3, N=33, I=70, H=130),
     Recurrent("gru", T=5, N=2, I=70, H=301, reverse=True),
     Recurrent("gru", T=4, N=9, I=33, H=96, reset_after=False),
+    Recurrent("lstm", T=17, N=2, I=20, H=150, P=90),  # long enough to lay its weights out as streams
 ]
 NAMES = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case}")
 
