@@ -6,10 +6,12 @@ order and copy mode, the runtime refuses the launch or the result differs from t
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -348,10 +350,32 @@ def how_it_shows(sound: ModuleType, broken: ModuleType, kernel: str, monkeypatch
     return "not caught"
 
 
+@pytest.fixture(scope="module")
+def planted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Defect], Path]]:
+    """`plant`, several at a time: who asks for a defect's module sets those of the next tests going."""
+    tests = [item for item in request.session.items if item.name.startswith("test_planted_defect_is_caught[")]
+    wanted, together = [test.callspec.params["defect"] for test in tests], os.cpu_count() or 1
+    modules: dict[Defect, Future[Path]] = {}
+    with ThreadPoolExecutor(together) as pool:
+
+        def get(defect: Defect) -> Path:
+            first = wanted.index(defect)
+            for one in wanted[first : first + together + 1]:
+                if one not in modules:
+                    modules[one] = pool.submit(plant, tmp_path_factory.mktemp("defect"), one)
+            return modules[defect].result()
+
+        yield get
+
+
 @pytest.mark.parametrize("defect", DEFECTS, ids=str)
-def test_planted_defect_is_caught(hostcuda: ModuleType, defect: Defect, tmp_path: Path) -> None:
+def test_planted_defect_is_caught(
+    hostcuda: ModuleType, defect: Defect, planted: Callable[[Defect], Path]
+) -> None:
     """By the emulation or by the result; or it ends the process."""
-    result = run_worker("defect_worker.py", str(hostcuda.__file__), str(plant(tmp_path, defect)), defect.kernel)
+    result = run_worker("defect_worker.py", str(hostcuda.__file__), str(planted(defect)), defect.kernel)
     print(result.stdout)
     shown = result.returncode == 0 and "not caught" not in result.stdout and result.stdout
     assert shown or result.returncode < 0, result.stderr[-4000:] or result.stdout
