@@ -77,8 +77,12 @@ struct Operand {
       return;
     }
     A* out = data + block_begin * depth + k * height + (row - block_begin);
+    if (n == kLanes<A>) {
 #pragma GCC unroll 16
-    for (int j = 0; j < n; ++j) out[j * height] = flat[j];
+      for (int j = 0; j < kLanes<A>; ++j) out[j * height] = flat[j];
+    } else {
+      for (int j = 0; j < n; ++j) out[j * height] = flat[j];
+    }
   }
   // Less than a register: value by value, out of line because it is as much code as all of a cell.
   __attribute__((noinline)) void put_each(index_t row, index_t block_begin, int height, index_t k, Vec<A> v,
