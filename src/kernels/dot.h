@@ -24,7 +24,7 @@ template <class S, class W>
 inline constexpr bool kDotPairs = kTiles && std::is_same_v<S, bf16> && std::is_same_v<W, bf16>;
 
 // MR rows times lanes / MR units. With fewer units than that the missing ones repeat the last, unstored.
-// So many units are read side by side.
+// kTogether units are read side by side.
 template <int MR, bool Whole, int kTogether, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth) {
   constexpr bool kPairs = kDotPairs<S, W>;
@@ -124,7 +124,7 @@ inline constexpr index_t kStreamStep = kVecBytes / index_t(sizeof(W));  // value
 template <class W>
 inline constexpr int kStreamUnits = kLanes<acc_t<W>>;  // of a block
 
-// A block of units as a stream; one of three rows reads up to a register per row beyond its last unit.
+// A block of units as a stream. Three rows take five units at a time, so that a product reads four registers past it.
 template <class W>
 index_t stream_size(index_t depth) {
   return round_up(depth, kStreamStep<W>) * kStreamUnits<W>;
