@@ -2,9 +2,9 @@
 //
 //   out[m][u] = sum_k a[m][k] weight[u][k]        a [M, K], weight [U, K], both k-contiguous
 //
-// This is what a recurrent step at batch 1 is: bound by reading the weights. Lanes run along k; one register
-// holds as many (row, unit) sums as it has lanes and they are reduced together by one tree, so the order of
-// summation is the same for every M and every split of the units over threads.
+// This is what a recurrent step at batch 1 is: bound by reading the weights. Lanes run along k; as many (row, unit)
+// sums as a register has lanes are reduced together by one tree, so the order of summation is the same for every M and
+// every split of the units over threads.
 //
 // bf16 weights can be read a register of pairs at a time. Where the left factor is bf16 as well and the machine
 // multiplies pairs, that is all; otherwise the even ones are shifted up and the odd ones masked, one operation each
@@ -23,13 +23,37 @@ namespace seqkern::SEQKERN_ISA {
 template <class S, class W>
 inline constexpr bool kDotPairs = kTiles && std::is_same_v<S, bf16> && std::is_same_v<W, bf16>;
 
-// MR rows times lanes / MR units. With fewer units than that the missing ones repeat the last, unstored.
+// Units that MR rows meet at a time. Three rows meet four: on 16 registers three loads less for each twelve products.
+template <class A, int MR>
+inline constexpr int kDotUnits = MR == 3 ? 4 : kLanes<A> / MR;
+template <class A, int MR>
+inline constexpr int kDotTrees = (MR * kDotUnits<A, MR> + kLanes<A> - 1) / kLanes<A>;
+
+// The sums of MR rows and their units, row by row.
+template <class A, int MR>
+struct DotSums {
+  Vec<A> partial[kDotTrees<A, MR> * kLanes<A>] = {};
+  SEQKERN_INLINE Vec<A>& at(int m, int u) { return partial[m * kDotUnits<A, MR> + u]; }
+  SEQKERN_INLINE void reduce(A* out) {
+    constexpr int L = kLanes<A>;
+#pragma GCC unroll 4
+    for (int i = 0; i < kDotTrees<A, MR>; ++i) {
+      Vec<A> tree[L];
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) tree[j] = partial[i * L + j];
+      store(out + i * L, sum_each<A>(tree));
+    }
+  }
+};
+
+// MR rows times their units. With fewer units than that the missing ones repeat the last, unstored.
 // kTogether units are read side by side.
 template <int MR, bool Whole, int kTogether, class S, class W, class A = acc_t<W>>
-SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth) {
+SEQKERN_INLINE DotSums<A, MR> dot_square(const S* a, index_t lda, const W* weight, index_t ldw, int units,
+                                         index_t depth) {
   constexpr bool kPairs = kDotPairs<S, W>;
-  constexpr int L = kLanes<A>, NU = L / MR, kStep = kPairs ? 2 * L : L;
-  Vec<A> acc[L] = {};
+  constexpr int L = kLanes<A>, NU = kDotUnits<A, MR>, kStep = kPairs ? 2 * L : L;
+  DotSums<A, MR> sums;
   // A pointer for every fourth unit: sixteen would not fit the registers.
   constexpr int kSpan = Whole && NU % 4 == 0 ? 4 : 1;
   const W* rows[NU / kSpan];
@@ -44,8 +68,8 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
       auto w = read(rows[u / kSpan] + u % kSpan * ldw + k);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
-        if constexpr (kPairs) acc[m * NU + u] = dot_pairs(acc[m * NU + u], av[m], w);
-        else acc[m * NU + u] = av[m] * w + acc[m * NU + u];
+        if constexpr (kPairs) sums.at(m, u) = dot_pairs(sums.at(m, u), av[m], w);
+        else sums.at(m, u) = av[m] * w + sums.at(m, u);
     }
   };
   auto whole = [](const auto* p) {
@@ -69,7 +93,7 @@ SEQKERN_INLINE Vec<A> dot_square(const S* a, index_t lda, const W* weight, index
         else return load_n(p, tail);
       });
   }
-  return sum_each<A>(acc);
+  return sums;
 }
 
 // Registers of left factor that one register of weights meets, and the elements of k in it.
@@ -94,10 +118,10 @@ void split_rows(index_t rows, const S* from, index_t depth, A* to, index_t strid
 
 // dot_square with bf16 weights and a left factor split and padded with zeros to whole steps.
 template <int MR, bool Whole>
-SEQKERN_INLINE Vec<float> dot_square_split(const float* a, index_t lda, const bf16* weight, index_t ldw, int units,
-                                           index_t depth) {
-  constexpr int L = kLanes<float>, NU = L / MR;
-  Vec<float> acc[L] = {};
+SEQKERN_INLINE DotSums<float, MR> dot_square_split(const float* a, index_t lda, const bf16* weight, index_t ldw,
+                                                   int units, index_t depth) {
+  constexpr int L = kLanes<float>, NU = kDotUnits<float, MR>;
+  DotSums<float, MR> sums;
   auto step = [&](index_t k, auto read) __attribute__((always_inline)) {
     Vec<float> even[MR], odd[MR];
 #pragma GCC unroll 16
@@ -110,13 +134,13 @@ SEQKERN_INLINE Vec<float> dot_square_split(const float* a, index_t lda, const bf
       Vec<float> first, second;
       split_pairs(read(weight + (Whole || u < units ? u : units - 1) * ldw + k), first, second);
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m) acc[m * NU + u] = odd[m] * second + (even[m] * first + acc[m * NU + u]);
+      for (int m = 0; m < MR; ++m) sums.at(m, u) = odd[m] * second + (even[m] * first + sums.at(m, u));
     }
   };
   index_t k = 0;
   for (; k + 2 * L <= depth; k += 2 * L) step(k, [](const bf16* p) { return load_pairs(p); });
   if (int tail = int(depth - k)) step(k, [tail](const bf16* p) { return load_pairs_n(p, tail); });
-  return sum_each<float>(acc);
+  return sums;
 }
 
 template <class W>
@@ -124,7 +148,7 @@ inline constexpr index_t kStreamStep = kVecBytes / index_t(sizeof(W));  // value
 template <class W>
 inline constexpr int kStreamUnits = kLanes<acc_t<W>>;  // of a block
 
-// A block of units as a stream. Three rows take five units at a time, so that a product reads four registers past it.
+// A block of units as a stream.
 template <class W>
 index_t stream_size(index_t depth) {
   return round_up(depth, kStreamStep<W>) * kStreamUnits<W>;
@@ -134,23 +158,27 @@ void lay_out_stream(const W* weight, index_t ldw, index_t units, index_t depth, 
   for (index_t k = 0; k < depth; k += kStreamStep<W>)
     for (index_t u = 0; u < kStreamUnits<W>; ++u, out += kStreamStep<W>) {
       index_t count = u < units ? std::min(kStreamStep<W>, depth - k) : 0;
+      if (count == kStreamStep<W>) {
+        std::memcpy(out, weight + u * ldw + k, kVecBytes);
+        continue;
+      }
       std::copy_n(weight + u * ldw + k, count, out);
       std::fill(out + count, out + kStreamStep<W>, W{});
     }
 }
 
-// dot_square or dot_square_split (Split) of a stream, of the lanes / MR units from `weight` on.
+// dot_square or dot_square_split (Split) of a stream, of the units from `weight` on.
 template <int MR, bool Split, class S, class W, class A = acc_t<W>>
-SEQKERN_INLINE Vec<A> dot_stream(const S* a, index_t lda, const W* weight, index_t depth) {
+SEQKERN_INLINE DotSums<A, MR> dot_stream(const S* a, index_t lda, const W* weight, index_t depth) {
   constexpr bool kPairs = kDotPairs<S, W>;
-  constexpr int L = kLanes<A>, NU = L / MR;
-  Vec<A> acc[L] = {};
+  constexpr int NU = kDotUnits<A, MR>;
+  DotSums<A, MR> sums;
   auto step = [&](auto left, auto right) __attribute__((always_inline)) {
     std::conditional_t<kPairs, VecU, Vec<A>> av[MR], odd[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) {
       av[m] = left(a + m * lda);
-      if constexpr (Split) odd[m] = left(a + m * lda + L);
+      if constexpr (Split) odd[m] = left(a + m * lda + kLanes<A>);
     }
 #pragma GCC unroll 16
     for (int u = 0; u < NU; ++u) {
@@ -159,7 +187,7 @@ SEQKERN_INLINE Vec<A> dot_stream(const S* a, index_t lda, const W* weight, index
       if constexpr (Split) split_pairs(w, first, second);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m) {
-        Vec<A>& sum = acc[m * NU + u];
+        Vec<A>& sum = sums.at(m, u);
         if constexpr (Split) sum = odd[m] * second + (av[m] * first + sum);
         else if constexpr (kPairs) sum = dot_pairs(sum, av[m], w);
         else sum = av[m] * w + sum;
@@ -179,19 +207,19 @@ SEQKERN_INLINE Vec<A> dot_stream(const S* a, index_t lda, const W* weight, index
     else if constexpr (kPairs) step([tail](const S* p) { return load_pairs_n(p, tail); }, pairs);
     else step([tail](const S* p) { return load_n(p, tail); }, whole);
   }
-  return sum_each<A>(acc);
+  return sums;
 }
 
 // MR rows times up to lanes units: out[m * ldo + u].
 template <int MR, bool Split, bool kStream, class S, class W, class A = acc_t<W>>
 SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth, A* out,
                              index_t ldo) {
-  constexpr int L = kLanes<A>, NU = L / MR, kApart = NU < 8 ? NU : 8, kMeeting = NU < 8 ? NU : 4;
+  constexpr int L = kLanes<A>, NU = kDotUnits<A, MR>, kApart = NU < 8 ? NU : 8, kMeeting = NU < 8 ? NU : 4;
   bool meet = ldw * index_t(sizeof(W)) % 4096 == 0;  // in one set of L1, which may not hold eight lines beside others
   for (int u = 0; u < units; u += NU) {
     int here = units - u < NU ? units - u : NU;
     const W* from = weight + u * ldw;
-    Vec<A> sums;
+    DotSums<A, MR> sums;
     if constexpr (kStream) sums = dot_stream<MR, Split>(a, lda, weight + u * kStreamStep<W>, depth);
     else if constexpr (Split)
       sums = here == NU ? dot_square_split<MR, true>(a, lda, from, ldw, here, depth)
@@ -201,10 +229,10 @@ SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t l
              : meet    ? dot_square<MR, true, kMeeting>(a, lda, from, ldw, here, depth)
                        : dot_square<MR, true, kApart>(a, lda, from, ldw, here, depth);
     if constexpr (MR == 1) {
-      store_over(out, sums, here, here == L);
+      store_over(out, sum_each<A>(sums.partial), here, here == L);
     } else {
-      A flat[L];
-      store(flat, sums);
+      A flat[kDotTrees<A, MR> * L];
+      sums.reduce(flat);
 #pragma GCC unroll 4
       for (int m = 0; m < MR; ++m)
         if (here == NU) std::memcpy(out + m * ldo + u, flat + m * NU, NU * sizeof(A));
@@ -214,20 +242,21 @@ SEQKERN_INLINE void dot_rows(const S* a, index_t lda, const W* weight, index_t l
   }
 }
 
-// Any number of rows, in blocks of at most four.
+// Any number of rows, in blocks of as many as the registers hold.
 template <bool Split, bool kStream, class S, class W, class A = acc_t<W>>
 void dot_blocks(index_t rows, const S* a, index_t lda, const W* weight, index_t ldw, int units, index_t depth, A* out,
                 index_t ldo) {
+  constexpr int kMost = kLanes<A> < 4 ? 2 : kVecRegisters == 32 ? 4 : Split ? 2 : 3;
   index_t m = 0;
-  if constexpr (kLanes<A> >= 4)
-    for (; m + 4 <= rows; m += 4)
-      dot_rows<4, Split, kStream>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
-  if constexpr (kLanes<A> >= 4)
-    if (rows - m == 3)
-      return dot_rows<3, Split, kStream>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
-  for (; m + 2 <= rows; m += 2)
-    dot_rows<2, Split, kStream>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
-  if (m < rows) dot_rows<1, Split, kStream>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  auto blocks_of = [&]<int MR>() __attribute__((always_inline)) {
+    if constexpr (MR <= kMost)
+      for (; m + MR <= rows; m += MR)
+        dot_rows<MR, Split, kStream>(a + m * lda, lda, weight, ldw, units, depth, out + m * ldo, ldo);
+  };
+  blocks_of.template operator()<4>();
+  blocks_of.template operator()<3>();
+  blocks_of.template operator()<2>();
+  blocks_of.template operator()<1>();
 }
 
 // The left factor in order, of any storage type.

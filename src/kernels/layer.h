@@ -112,7 +112,7 @@ struct GateWeight {
   }
   // A copy as the walk reads it (lay_out_stream), for weights that are read many times over.
   void take_stream(Job& job) {
-    stream = job.take<W>(blocks() * gates * stream_size<W>(depth) + kStreamUnits<W> * kStreamStep<W>);
+    stream = job.take<W>(blocks() * gates * stream_size<W>(depth));
   }
   void lay_out(Range own) const {
     for (index_t b = own.begin; b < own.end; ++b)
@@ -151,14 +151,18 @@ struct GateWeight {
                         return sum;
                       });
   }
-  // ... or from rows in place, split where W is bf16.
+  // ... or from rows in place, split where W is bf16. Many rows: each gate is laid out as a stream in `scratch` first.
   template <class S>
-  SEQKERN_INLINE void dot(const S* a, index_t lda, index_t count, index_t b, int first, int last, A* out) const {
+  SEQKERN_INLINE void dot(const S* a, index_t lda, index_t count, index_t b, int first, int last, A* out,
+                          W* scratch = nullptr) const {
     constexpr bool kSplit = kDotParts<W> > 1 && !kDotPairs<S, W>;
-    for (int g = first; g < last; ++g)
-      if (stream)
-        dot_blocks<kSplit, true>(count, a, lda, stream_of(b, g), 0, width(b), depth, out + g * block, gates * block);
+    for (int g = first; g < last; ++g) {
+      W* laid_out = stream ? stream_of(b, g) : scratch;
+      if (scratch) lay_out_stream(rows(b, g), depth, width(b), depth, scratch);
+      if (laid_out)
+        dot_blocks<kSplit, true>(count, a, lda, laid_out, 0, width(b), depth, out + g * block, gates * block);
       else dot_blocks<kSplit, false>(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
+    }
   }
 };
 

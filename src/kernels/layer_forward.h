@@ -83,6 +83,7 @@ class ForwardLayer {
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
     } else if (p.seq_len >= kStreamSteps) {
+      input_stream = job.take<W>(threads * stream_size<W>(p.input_size));
       hidden.take_stream(job);
       if (projects()) projection.take_stream(job);
     }
@@ -217,7 +218,8 @@ class ForwardLayer {
     const T* x = chunk_x(s, rank);
     if (!packs(N)) {
       FewRows few = few_rows(x, rows, rank);
-      for (index_t b = own.begin; b < own.end; ++b) input.dot(few.data, few.stride, rows, b, 0, G, sums(b, 0));
+      W* scratch = input_stream ? input_stream + rank * stream_size<W>(I) : nullptr;
+      for (index_t b = own.begin; b < own.end; ++b) input.dot(few.data, few.stride, rows, b, 0, G, sums(b, 0), scratch);
       return;
     }
     if (on_tiles()) return project_tiles(x, rows, rank, own);
@@ -387,6 +389,7 @@ class ForwardLayer {
   RowOrder order;
   A *bias = nullptr, *gate_sums = nullptr, *packed_x = nullptr, *products = nullptr;
   T* live_x = nullptr;
+  W* input_stream = nullptr;
   Half* tiled_x = nullptr;
 };
 
