@@ -35,6 +35,7 @@ CASES = [
     Recurrent("gru", T=5, N=2, I=70, H=301, reverse=True),
     Recurrent("gru", T=4, N=9, I=33, H=96, reset_after=False),
     Recurrent("lstm", T=17, N=2, I=20, H=150, P=90),  # long enough to lay its weights out as streams
+    Recurrent("lstm", T=1, N=9, I=70, H=150, P=90),  # one step: each block of weights is packed when it is met
 ]
 NAMES = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case}")
 

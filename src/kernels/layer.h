@@ -101,14 +101,25 @@ struct GateWeight {
   index_t units, depth;
   int gates;
   index_t block;        // unit_block
-  A* packed = nullptr;  // [blocks, gates, depth, panel]
-  TilePanels tiles{};   // instead, when it has parts
-  W* stream = nullptr;  // instead, for few rows: take_stream
+  A* packed = nullptr;   // [blocks, gates, depth, panel], of one block where it is passing
+  bool passing = false;  // met once: every block is packed when it is met, into the same place in L2
+  TilePanels tiles{};    // instead, when it has parts
+  W* stream = nullptr;   // instead, for few rows: take_stream
 
   void take(Job& job, int parts) {
     tiles.depth = depth, tiles.parts = parts;
     if (parts) tiles.take(job, blocks() * gates);
     else packed = job.take<A>(packed_size());
+  }
+  void take_passing(Job& job, int threads) {
+    passing = true;
+    packed = job.take<A>(threads * block_size());
+  }
+  // As a thread sees it.
+  GateWeight of(int rank) const {
+    GateWeight own = *this;
+    if (passing) own.packed += rank * block_size();
+    return own;
   }
   // A copy as the walk reads it (lay_out_stream), for weights that are read many times over.
   void take_stream(Job& job) {
@@ -119,17 +130,18 @@ struct GateWeight {
       for (int g = 0; g < gates; ++g) lay_out_stream(rows(b, g), depth, width(b), depth, stream_of(b, g));
   }
   index_t blocks() const { return ceil_div(units, block); }
-  index_t packed_size() const { return blocks() * gates * depth * kPanel<A>; }
+  index_t block_size() const { return gates * depth * kPanel<A>; }
+  index_t packed_size() const { return blocks() * block_size(); }
   int width(index_t b) const { return int(units - b * block < block ? units - b * block : block); }
   const W* rows(index_t b, int gate) const { return raw + (gate * units + b * block) * depth; }
   W* stream_of(index_t b, int gate) const { return stream + (b * gates + gate) * stream_size<W>(depth); }
-  A* panel(index_t b, int gate) const { return packed + (b * gates + gate) * depth * kPanel<A>; }
+  A* panel(index_t b, int gate) const { return packed + ((passing ? 0 : b) * gates + gate) * depth * kPanel<A>; }
 
   void pack(Range own) const {
-    for (index_t b = own.begin; b < own.end; ++b)
-      for (int g = 0; g < gates; ++g)
-        if (tiles) tiles.pack<true>(b * gates + g, rows(b, g), depth, 1, width(b));
-        else pack_panel_transposed(rows(b, g), depth, width(b), depth, panel(b, g));
+    for (index_t b = own.begin; !passing && b < own.end; ++b) pack_block(b, 0, gates);
+  }
+  void meet(index_t b, int first, int last) const {
+    if (passing) pack_block(b, first, last);
   }
 
   // Gates [first, last) of block b: out[row][gate][block] over `count` rows from a packed row block ...
@@ -163,6 +175,13 @@ struct GateWeight {
         dot_blocks<kSplit, true>(count, a, lda, laid_out, 0, width(b), depth, out + g * block, gates * block);
       else dot_blocks<kSplit, false>(count, a, lda, rows(b, g), depth, width(b), depth, out + g * block, gates * block);
     }
+  }
+
+ private:
+  void pack_block(index_t b, int first, int last) const {
+    for (int g = first; g < last; ++g)
+      if (tiles) tiles.pack<true>(b * gates + g, rows(b, g), depth, 1, width(b));
+      else pack_panel_transposed(rows(b, g), depth, width(b), depth, panel(b, g));
   }
 };
 

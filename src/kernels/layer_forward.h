@@ -77,9 +77,10 @@ class ForwardLayer {
     gate_sums = job.take<A>(chunk * N * hidden.blocks() * G * block);
     if (pack) {
       int parts = on_tiles() ? split.b : 0;
-      input.take(job, parts);
-      hidden.take(job, parts);
-      if (projects()) projection.take(job, parts);
+      for (auto w : {&input, &hidden, &projection})
+        if (w == &projection && !projects()) continue;
+        else if (p.seq_len == 1 && !parts) w->take_passing(job, threads);
+        else w->take(job, parts);
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
     } else if (p.seq_len >= kStreamSteps) {
@@ -227,10 +228,13 @@ class ForwardLayer {
     RowBlocks blocks(rows);
     for (index_t i = 0; i < blocks.count; ++i)
       pack_rows(x + blocks.begin(i) * I, I, blocks.height(i), I, packed + blocks.begin(i) * I);
-    for (index_t b = own.begin; b < own.end; ++b)
+    GateWeight<A, W> weight = input.of(rank);
+    for (index_t b = own.begin; b < own.end; ++b) {
+      weight.meet(b, 0, G);
       for (int g = 0; g < G; ++g)
         for (index_t i = 0; i < blocks.count; ++i)
-          input.packed_product(packed + blocks.begin(i) * I, blocks.height(i), b, g, g + 1, sums(b, blocks.begin(i)));
+          weight.packed_product(packed + blocks.begin(i) * I, blocks.height(i), b, g, g + 1, sums(b, blocks.begin(i)));
+    }
   }
 
   void project_tiles(const T* x, index_t rows, int rank, Range own) {
@@ -274,6 +278,7 @@ class ForwardLayer {
       });
     } else if (a.packed) {
       each_block([&](index_t b) {
+        w.meet(b, first, last);
         for (index_t r = 0; r < blocks.count && blocks.begin(r) < rows; ++r) {
           index_t begin = blocks.begin(r);
           int height = blocks.height(r);
@@ -321,7 +326,7 @@ class ForwardLayer {
     auto nothing = [](index_t) {};
 
     products_of(
-        now, hidden, rows, own, backwards, 0, kEarly, out,
+        now, hidden.of(rank), rows, own, backwards, 0, kEarly, out,
         [&](index_t b, const Rows& at_rows, const A* products) {
           cells_of(s, b, at_rows, products, [&](auto at, index_t row, const A* x, const A* h, const A* bias_at) {
             V sum[G];
@@ -340,7 +345,7 @@ class ForwardLayer {
     if (Cell::kLate || projects()) barrier.wait();
     if constexpr (Cell::kLate) {
       products_of(
-          full, hidden, rows, own, !backwards, kEarly, G, out,
+          full, hidden.of(rank), rows, own, !backwards, kEarly, G, out,
           [&](index_t b, const Rows& at_rows, const A* products) {
             cells_of(s, b, at_rows, products, [&](auto at, index_t row, const A* x, const A* h, const A* bias_at) {
               V sum = load(x + kEarly * block) + load(bias_at + kEarly * block) + load(h + kEarly * block);
@@ -351,7 +356,7 @@ class ForwardLayer {
     } else if constexpr (Cell::kProjects) {
       if (p.proj_size)
         products_of(
-            full, projection, rows, own_state, !backwards, 0, 1, out,
+            full, projection.of(rank), rows, own_state, !backwards, 0, 1, out,
             [&](index_t b, const Rows& at_rows, const A* products) {
               for (int r = 0; r < at_rows.live; ++r)
                 for (index_t j = 0; j < block && b * block + j < S; j += L)
