@@ -100,7 +100,7 @@ struct GateWeight {
   const W* raw;
   index_t units, depth;
   int gates;
-  index_t block;        // unit_block
+  index_t block;         // unit_block
   A* packed = nullptr;   // [blocks, gates, depth, panel], of one block where it is passing
   bool passing = false;  // met once: every block is packed when it is met, into the same place in L2
   TilePanels tiles{};    // instead, when it has parts
@@ -122,9 +122,7 @@ struct GateWeight {
     return own;
   }
   // A copy as the walk reads it (lay_out_stream), for weights that are read many times over.
-  void take_stream(Job& job) {
-    stream = job.take<W>(blocks() * gates * stream_size<W>(depth));
-  }
+  void take_stream(Job& job) { stream = job.take<W>(blocks() * gates * stream_size<W>(depth)); }
   void lay_out(Range own) const {
     for (index_t b = own.begin; b < own.end; ++b)
       for (int g = 0; g < gates; ++g) lay_out_stream(rows(b, g), depth, width(b), depth, stream_of(b, g));

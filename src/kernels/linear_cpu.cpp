@@ -31,6 +31,8 @@ void int8_units(const T* x, const std::int8_t* q, int units, index_t depth, floa
   }
 }
 
+inline constexpr index_t kFewRows = 8;  // from there on packing them pays
+
 // y = epilogue(x W'), W stored [O, I].
 template <class T, class W>
 void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y, const Epilogue<T>& epilogue,
@@ -38,13 +40,14 @@ void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y,
   using A = acc_t<T>;
   constexpr int L = kLanes<A>;
   Job job;
-  if (packs(M)) return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O).then(epilogue).in(precision).run(job);
+  if (M >= (std::is_same_v<W, std::int8_t> ? kPackRows : kFewRows))
+    return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O).then(epilogue).in(precision).run(job);
   auto body = [&](int rank, int threads, Barrier&) {
     Range own = share(ceil_div(O, L), rank, threads);
     for (index_t b = own.begin; b < own.end; ++b) {
       index_t u = b * L;
       int n = int(std::min<index_t>(L, O - u));
-      A sums[kPackRows * L];
+      A sums[kFewRows * L];
       if constexpr (std::is_same_v<W, std::int8_t>) {
         if (M == 1) int8_units<1>(x, weight + u * I, n, I, sums);
         if (M == 2) int8_units<2>(x, weight + u * I, n, I, sums);

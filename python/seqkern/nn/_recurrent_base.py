@@ -188,15 +188,18 @@ class RecurrentBase(Module):
 
     def __call__(self, x: Array, hx: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
         """`output, h_n`, or `output, (h_n, c_n)` for LSTM."""
+        return self._run("", x, hx, lengths)[:2]
+
+    def _run(self, suffix: str, x: Array, hx: Any, lengths: Any) -> tuple[Array, Any, _Tape]:
+        """Output, states and tape, by ops named with `suffix` "" (nothing saved) or "_forward"."""
         row = self._only_row
         state = self._single_state(hx)
         if row is None or state is None or getattr(x, "ndim", 0) != 3:
-            output, states, _ = self._forward("", x, hx, lengths)
-            return output, states
-        y, final = self._apply(getattr(ops, self._op), x, row, state, lengths)
+            return self._forward(suffix, x, hx, lengths)
+        y, final, *saved = self._apply(getattr(ops, self._op + suffix), x, row, state, lengths)
         if self._num_states == 1:
-            return y, final[None]
-        return y, (final[0][None], final[1][None])
+            return y, final[None], _Tape(saved, [None])
+        return y, (final[0][None], final[1][None]), _Tape(saved, [None])
 
     def _single_state(self, hx: Any) -> States | None:
         """States [N, size] if hx has one row; None leaves an odd hx to the general path to name."""
@@ -213,7 +216,7 @@ class RecurrentBase(Module):
             return None
 
     def _forward(self, suffix: str, x: Array, hx: Any, lengths: Any) -> tuple[Array, Any, _Tape]:
-        """All layers, by ops named with `suffix` "" (nothing saved) or "_forward"."""
+        """`_run` over all layers."""
         layout = self._layout(x)
         y = layout.to_time_first(x)
         states = self._states_in(hx, y, layout)
@@ -255,7 +258,7 @@ class RecurrentBase(Module):
         It takes the gradient of `output`, or a tuple (doutput, dstates); None stands for zero.
         With `lengths`, the gradient past a row's length is ignored and dx there is 0.
         """
-        output, states, tape = self._forward("_forward", x, hx, lengths)
+        output, states, tape = self._run("_forward", x, hx, lengths)
         layout = self._layout(x)
         rows = self._rows
         shapes = [output.shape, *(h.shape for h in self._state_tuple(states, "states"))]

@@ -190,8 +190,10 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every parameter's gradient to None, which stands for zero."""
-        for parameter in self.parameters():
-            parameter.grad = None
+        for module in self.modules():  # without the names, which take as long as a small layer
+            for value in vars(module).values():
+                if isinstance(value, Parameter):
+                    value.grad = None
 
     # --- values -----------------------------------------------------------------------------
 
