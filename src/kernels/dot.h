@@ -69,7 +69,8 @@ SEQKERN_INLINE DotSums<A, MR> dot_square(const S* a, index_t lda, const W* weigh
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
         if constexpr (kPairs) sums.at(m, u) = dot_pairs(sums.at(m, u), av[m], w);
-        else sums.at(m, u) = av[m] * w + sums.at(m, u);
+        else if constexpr (MR == 1) sums.at(m, u) = av[m] * w + sums.at(m, u);
+        else add_product(sums.at(m, u), av[m], w);
     }
   };
   auto whole = [](const auto* p) {
@@ -190,7 +191,8 @@ SEQKERN_INLINE DotSums<A, MR> dot_stream(const S* a, index_t lda, const W* weigh
         Vec<A>& sum = sums.at(m, u);
         if constexpr (Split) sum = odd[m] * second + (av[m] * first + sum);
         else if constexpr (kPairs) sum = dot_pairs(sum, av[m], w);
-        else sum = av[m] * w + sum;
+        else if constexpr (MR == 1) sum = av[m] * w + sum;
+        else add_product(sum, av[m], w);
       }
     }
     a += kStreamStep<W>, weight += kStreamUnits<W> * kStreamStep<W>;

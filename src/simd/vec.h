@@ -61,6 +61,18 @@ SEQKERN_INLINE Vec<T> iota() {
   return v;
 }
 
+// sum += a * b of factors that are used again. Where registers are few, GCC would rather read them again from memory,
+// or keep the sums there: up to half as long again.
+template <class V>
+SEQKERN_INLINE void add_product(V& sum, V a, V b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(sum[0]) == 4) asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  else asm("vfmadd231pd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum = a * b + sum;
+#endif
+}
+
 // ---- whole-register loads and stores; bf16 widens on load and rounds to nearest even on store ----
 
 SEQKERN_INLINE Vec<float> widen(VecU16 v) { return bit_cast<Vec<float>>(__builtin_convertvector(v, VecU) << 16); }
