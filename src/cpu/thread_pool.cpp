@@ -26,7 +26,7 @@ constexpr auto kSpinIdle = std::chrono::microseconds(200);
 constexpr auto kSpinBarrier = std::chrono::microseconds(20);
 constexpr auto kShortJob = std::chrono::milliseconds(2);
 constexpr double kShortWork = 5.0e7;  // multiply-adds of such a job
-constexpr auto kCrowded = std::chrono::milliseconds(5);
+constexpr auto kCrowdedLeast = std::chrono::microseconds(250), kCrowdedMost = std::chrono::microseconds(8000);
 constexpr std::size_t kKeepBytes = std::size_t(256) << 20;  // a larger workspace is given back after the job
 
 inline void relax() {
@@ -140,7 +140,11 @@ class Pool {
     for (int rank = 1; rank < task.threads; ++rank) workers_[std::size_t(rank - 1)]->post(task);
     task.fn(task.context, 0, task.threads, barrier_);
     auto end = Clock::now();  // some sleep is nothing in a long job, and everything in a short one
-    if (barrier_.slept() && end - start < kShortJob) crowded_until_ = end + kCrowded;
+    bool slept = barrier_.slept();
+    if (task.threads > 1 && start >= crowded_until_ && end - start < kShortJob) {
+      if (slept) crowded_until_ = end + crowded_for_;
+      crowded_for_ = slept ? std::min(2 * crowded_for_, kCrowdedMost) : kCrowdedLeast;
+    }
     auto done = [&] { return left_.load(std::memory_order_acquire) == 0; };
     if (spin(done, kSpinBarrier)) return;
     while (int left = left_.load(std::memory_order_acquire)) left_.wait(left, std::memory_order_acquire);
@@ -149,6 +153,7 @@ class Pool {
  private:
   Barrier barrier_;
   Clock::time_point crowded_until_{};
+  std::chrono::microseconds crowded_for_ = kCrowdedLeast;  // doubled each time that all threads are tried in vain
   std::vector<std::unique_ptr<Worker>> workers_;
   alignas(64) std::atomic<int> left_{0};
 };

@@ -81,8 +81,9 @@ class Job {
 };
 
 // Threads worth using for this many multiply-adds: below the first grain the hand-over costs more. Half as many
-// for a few milliseconds after a job whose threads had to wait for a core: the rest of the machine is busy then,
-// and two threads taking turns on one core are slower than one. Results do not depend on it.
+// for a while after a job whose threads had to wait for a core, twice as long each time that happens again: the rest
+// of the machine is busy then, and two threads taking turns on one core are slower than one. Results do not depend on
+// it.
 int threads_for(double work, double grain);
 
 // [begin, end) of rank's share of n items.
