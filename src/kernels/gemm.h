@@ -71,6 +71,10 @@ template <class SA, class SB, class SC>
 bool on_tiles(const Gemm<SA, SB, SC>& g, Job& job);  // tile_gemm.h
 template <class SA, class SB, class SC>
 bool in_place(const Gemm<SA, SB, SC>& g, Job& job);  // in_place_gemm.h
+template <class SA, class SB, class SC>
+bool few_rows(const Gemm<SA, SB, SC>& g, Job& job);  // small_gemm.h
+template <class SA, class SB, class SC>
+bool shallow(const Gemm<SA, SB, SC>& g, Job& job);
 
 template <class SA, class SB, class SC>
 class Gemm {
@@ -143,13 +147,13 @@ class Gemm {
     };
     for (index_t n = j.begin; n < j.end; ++n) {
       if (first) pack_right(b, n * P, width(n), k, d, panel(n));
-      for (index_t m = i.begin; !shallow && m < i.end; ++m) {
+      for (index_t m = i.begin; !by_rows && m < i.end; ++m) {
         if (n + 1 < j.end && first) fetch_right(b, (n + 1) * P, width(n + 1), k, d, m - i.begin, i.end - i.begin);
         else if (n + 1 < j.end) fetch(panel(n + 1), P, d, P, m - i.begin, i.end - i.begin);
         tiles(m, n);
       }
     }
-    for (index_t m = i.begin; shallow && m < i.end; ++m)  // rows of C from end to end
+    for (index_t m = i.begin; by_rows && m < i.end; ++m)  // rows of C from end to end
       for (index_t n = j.begin; n < j.end; ++n) tiles(m, n);
   }
 
@@ -175,7 +179,7 @@ class Gemm {
 
   int grid_rows = 1, grid_columns = 1;
   bool keep = false;     // whether packed panels are needed again by the next group
-  bool shallow = false;  // whether C is written row by row
+  bool by_rows = false;  // whether C is written row by row
   index_t slab = 0, group = 0, chunk = 0, left_size = 0, right_size = 0;
   A *left = nullptr, *right = nullptr;
 };
@@ -183,7 +187,7 @@ class Gemm {
 template <class SA, class SB, class SC>
 void Gemm<SA, SB, SC>::run(Job& job) {
   if (rows <= 0 || columns <= 0) return;
-  if (in_place(*this, job) || on_tiles(*this, job)) return;
+  if (few_rows(*this, job) || shallow(*this, job) || in_place(*this, job) || on_tiles(*this, job)) return;
   int threads = threads_for(double(rows) * double(columns) * double(depth), 2.0e5);
   choose_grid(threads);
   RowBlocks blocks(rows);
@@ -191,9 +195,9 @@ void Gemm<SA, SB, SC>::run(Job& job) {
   index_t own_blocks = ceil_div(blocks.count, grid_rows), own_panels = ceil_div(ceil_div(columns, P), grid_columns);
   group = std::clamp<index_t>(kLeftSize / (slab * kMaxTileRows), 1, own_blocks);
   group = ceil_div(own_blocks, ceil_div(own_blocks, group));
-  shallow = slab <= kShallow;
-  keep = own_blocks > group || shallow;
-  chunk = keep ? std::clamp<index_t>((shallow ? kShallowSize : kRightSize) / (slab * P), 1, own_panels) : own_panels;
+  by_rows = slab <= kShallow;
+  keep = own_blocks > group || by_rows;
+  chunk = keep ? std::clamp<index_t>((by_rows ? kShallowSize : kRightSize) / (slab * P), 1, own_panels) : own_panels;
   left_size = group * kMaxTileRows * slab;
   right_size = (keep ? chunk : 1) * slab * P;
   left = job.take<A>(threads * left_size);
@@ -205,4 +209,5 @@ void Gemm<SA, SB, SC>::run(Job& job) {
 }  // namespace seqkern::SEQKERN_ISA
 
 #include "in_place_gemm.h"
+#include "small_gemm.h"
 #include "tile_gemm.h"

@@ -108,22 +108,7 @@ void backward(const LinearBackward& p) {
   auto dy = static_cast<const T*>(p.dy);
   Job job;
   if (p.fused.activates) dy = through_activation(job, p, dy);
-  if (p.dx && packs(M))
-    Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).in(p.precision).run(job);
-  if (p.dx && !packs(M)) {
-    A* columns = job.take<A>(O * M);
-    for (index_t m = 0; m < M; ++m)
-      for (index_t o = 0; o < O; ++o) columns[o * M + m] = from_storage(dy[m * O + o]);
-    A* sums = job.take<A>(M * I);
-    auto body = [&](int rank, int threads, Barrier&) {
-      Range own = share(ceil_div(I, L), rank, threads);
-      index_t begin = own.begin * L, end = std::min(own.end * L, I);
-      row_product(M, columns, weight + begin, I, O, end - begin, sums + begin, I);
-      for (index_t m = 0; m < M; ++m)
-        for (index_t i = begin; i < end; ++i) static_cast<T*>(p.dx)[m * I + i] = to_storage<T>(sums[m * I + i]);
-    };
-    job.run(threads_for(double(M * O) * double(I), kThreadGrain), body);
-  }
+  if (p.dx) Gemm<T, W, T>(M, I, O, {dy, O, 1}, {weight, I, 1}, static_cast<T*>(p.dx), I).in(p.precision).run(job);
   if (p.dweight) Gemm<T, T, A>(O, I, M, {dy, 1, O}, {x, I, 1}, static_cast<A*>(p.dweight), I).in(p.precision).run(job);
   if (p.dbias) {
     auto dbias = static_cast<A*>(p.dbias);

@@ -49,6 +49,8 @@ void row_product(const A* a, const W* w, index_t ldw, index_t depth, index_t col
   for (; k < depth; ++k) row_sweep<MR, 1>(a + k * MR, w + k * ldw, ldw, columns, out, ldo, k > 0);
 }
 
+inline constexpr index_t kRowProductRows = 3;
+
 template <class W, class A = acc_t<W>>
 void row_product(index_t rows, const A* a, const W* w, index_t ldw, index_t depth, index_t columns, A* out,
                  index_t ldo) {
