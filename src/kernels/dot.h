@@ -23,7 +23,7 @@ namespace seqkern::SEQKERN_ISA {
 template <class S, class W>
 inline constexpr bool kDotPairs = kTiles && std::is_same_v<S, bf16> && std::is_same_v<W, bf16>;
 
-// Units that MR rows meet at a time. Three rows meet four: on 16 registers three loads less for each twelve products.
+// Units that MR rows meet at a time. Three rows meet four: seven loads for twelve products, and 16 registers hold it.
 template <class A, int MR>
 inline constexpr int kDotUnits = MR == 3 ? 4 : kLanes<A> / MR;
 template <class A, int MR>

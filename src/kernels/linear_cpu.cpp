@@ -42,6 +42,14 @@ void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y,
   Job job;
   if (M >= (std::is_same_v<W, std::int8_t> ? kPackRows : kFewRows))
     return Gemm<T, W, T>(M, O, I, {x, I, 1}, {weight, 1, I}, y, O).then(epilogue).in(precision).run(job);
+  constexpr bool kSplit = std::is_same_v<W, bf16> && !kDotPairs<T, W>;
+  index_t stride = round_up(I, kDotStep<W>);
+  [[maybe_unused]] A* split_x = nullptr;
+  if constexpr (kSplit) {
+    split_x = job.take<A>(M * stride);
+    std::fill_n(split_x, M * stride, A{});
+    split_rows<W>(M, x, I, split_x, stride);
+  }
   auto body = [&](int rank, int threads, Barrier&) {
     Range own = share(ceil_div(O, L), rank, threads);
     for (index_t b = own.begin; b < own.end; ++b) {
@@ -52,6 +60,8 @@ void product(index_t M, index_t I, index_t O, const T* x, const W* weight, T* y,
         if (M == 1) int8_units<1>(x, weight + u * I, n, I, sums);
         if (M == 2) int8_units<2>(x, weight + u * I, n, I, sums);
         if (M == 3) int8_units<3>(x, weight + u * I, n, I, sums);
+      } else if constexpr (kSplit) {
+        dot_blocks<true, false>(M, split_x, stride, weight + u * I, I, n, I, sums, L);
       } else {
         dot_product(M, x, I, weight + u * I, I, n, I, sums, L);
       }
