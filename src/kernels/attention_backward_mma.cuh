@@ -16,12 +16,13 @@
 
 namespace seqkern::cuda {
 
-template <class T, int kWidth, Between kBetween, class Products>
+template <class T, int kWidth, Between kBetween>
 SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
+  using Products = WarpProducts<T, kWidth>;
   constexpr bool kFull = kBetween == Between::anything;
   const AttentionBackward& p = a.p;
-  GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
   int pair, tile;  // causal: the longest first
   a.keys_order.find(int(blockIdx.x), pair, tile);
   int key = tile * kOwnRows, b = pair / int(p.kv_heads), kv_head = pair % int(p.kv_heads);
@@ -47,9 +48,8 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   int lane = lane_id(), mine = key + warp_id() * 16 + lane / 4, unit = key + warp_id() * 16 / kUnit * kUnit;
   typename Products::Sums dk = {}, dv = {};
   for (int stage = 0, next; head < end; stage = next) {
-    next = (stage + 1) % Products::kStages;
+    next = 1 - stage;
     copy_wait<0>();
-    Products::fence();
     sync_block();
     if (kFull) {
       describe_rows(a.score, b, head, i, kWalkRows, p.query_len, int(threadIdx.x), memory.full());
@@ -64,7 +64,6 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
     const RowTerms* row = memory.terms(stage);
     const RowTerms &one = row[lane], &other = row[lane + 32];
     if (!ballot(one.sees_any(unit, kUnit) || other.sees_any(unit, kUnit))) {
-      Products::finish(dk);
       fetch_next();
       continue;
     }
@@ -98,8 +97,6 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
                   slopes, dk, dv);
   }
   copy_wait<0>();
-  Products::finish(dk);
-  Products::finish(dv);
   index_t rows = p.cu_k ? p.keys(b) : p.key_len;
   auto to = [&](void* data, const AttentionStrides& s) {
     return [&, data](int r) {
@@ -113,11 +110,12 @@ SEQKERN_INLINE void gradients_of_keys(const Gradients<T>& a) {
   if (a.keys_spoiled && lane == 0) a.keys_spoiled[at] = spoiled != 0;
 }
 
-template <class T, int kWidth, Between kBetween, class Products>
+template <class T, int kWidth, Between kBetween>
 SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
+  using Products = WarpProducts<T, kWidth>;
   const AttentionBackward& p = a.p;
-  GradientMemory<T, kWidth, kBetween, Products::kStages> memory{reinterpret_cast<T*>(shared)};
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
   int which, tile, tiles = a.rows_order.tiles;
   a.rows_order.find(int(blockIdx.x), which, tile);
   tile = tiles - 1 - tile;  // causal: the longest first
@@ -150,9 +148,8 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
   Interval unit = keys_they_see(p, b, first + warp_id() * 16 / kUnit * kUnit, kUnit);
   typename Products::Sums dq = {};
   for (int stage = 0, next; key < high; stage = next) {
-    next = (stage + 1) % Products::kStages;
+    next = 1 - stage;
     copy_wait<0>();
-    Products::fence();
     sync_block();
     int at = key;
     key += kWalkRows;
@@ -160,7 +157,6 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
       if (key < high) fetch(next);
     };
     if (unit.high <= at || unit.low >= at + kWalkRows) {
-      Products::finish(dq);
       fetch_next();
       continue;
     }
@@ -197,17 +193,16 @@ SEQKERN_INLINE void gradients_of_rows(const Gradients<T>& a) {
                  slopes, dq);
   }
   copy_wait<0>();
-  Products::finish(dq);
   store_dq<T, kWidth>(a, b, head, tile, dq);
 }
 
-template <class T, int kWidth, Between kBetween, class Products>
+template <class T, int kWidth, Between kBetween>
 __global__ void __launch_bounds__(32 * kGradientWarps) dkv_mma_kernel(const __grid_constant__ Gradients<T> a) {
-  if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_keys<T, kWidth, kBetween, Products>(a);
+  gradients_of_keys<T, kWidth, kBetween>(a);
 }
-template <class T, int kWidth, Between kBetween, class Products>
+template <class T, int kWidth, Between kBetween>
 __global__ void __launch_bounds__(32 * kGradientWarps) dq_mma_kernel(const __grid_constant__ Gradients<T> a) {
-  if constexpr (!Products::kHopper || SEQKERN_HOPPER) gradients_of_rows<T, kWidth, kBetween, Products>(a);
+  gradients_of_rows<T, kWidth, kBetween>(a);
 }
 
 // Tile (b, head, 128 rows, 64 keys) of dmask, summed over the sequences and heads it was broadcast to.
@@ -216,7 +211,7 @@ SEQKERN_INLINE void gradients_of_mask(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   const AttentionBackward& p = a.p;
   const index_t* step = p.dmask_strides;
-  GradientMemory<T, kWidth, kBetween, 2> memory{reinterpret_cast<T*>(shared)};
+  GradientMemory<T, kWidth, kBetween> memory{reinterpret_cast<T*>(shared)};
   auto q = memory.own(0), dout = memory.own(1);
   auto k = memory.walked(0, 0), v = memory.walked(1, 0);
   Sheets<T, kWalkRows, kOwnRows> mask{memory.walked(0, 1).data};
@@ -301,27 +296,26 @@ bool launch_over(void (*kernel)(Gradients<T>), index_t blocks, std::size_t bytes
   if (blocks) launch(l, kernel, a);
   return true;
 }
-template <class T, int kWidth, Between kBetween, template <class, int> class Products>
+template <class T, int kWidth, Between kBetween>
 bool launch_inputs(const Gradients<T>& a, cudaStream_t stream) {
-  using P = Products<T, kWidth>;
-  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween, P::kStages>::kBytes;
-  auto dkv = dkv_mma_kernel<T, kWidth, kBetween, P>;
-  if (P::kHopper && !limits(reinterpret_cast<const void*>(dkv)).has_body) return false;
-  return launch_over(dkv, a.keys_order.blocks(), kBytes, a, stream) &&
-         launch_over(dq_mma_kernel<T, kWidth, kBetween, P>, a.rows_order.blocks(), kBytes, a, stream);
+  constexpr std::size_t kBytes = GradientMemory<T, kWidth, kBetween>::kBytes;
+  return launch_over(dkv_mma_kernel<T, kWidth, kBetween>, a.keys_order.blocks(), kBytes, a, stream) &&
+         launch_over(dq_mma_kernel<T, kWidth, kBetween>, a.rows_order.blocks(), kBytes, a, stream);
 }
-// How warpgroups go about a width: what was the fastest on an H200.
-template <class T, int kWidth>
-using KeysPlan = GroupPlan<T, kWidth, 64, kWidth == 64, 3>;
-template <class T, int kWidth>
-using RowsPlan = GroupPlan<T, kWidth, kWidth == 64 ? 128 : 64, false, kWidth == 64 ? 3 : 4>;
-template <class T, int kWidth>
+// How warpgroups go about a width: what was the fastest on an H200; with a mask, what fits beside it.
+template <class T, int kWidth, Between kBetween>
+using KeysPlan = GroupPlan<T, kWidth, 64, kWidth == 64, 3, kBetween>;
+template <class T, int kWidth, Between kBetween, bool kAlone = kBetween == Between::interval>
+using RowsPlan =
+    GroupPlan<T, kWidth, kWidth == 64 && kAlone ? 128 : 64, false, kWidth == 128 && kAlone ? 4 : 3, kBetween>;
+template <class T, int kWidth, Between kBetween>
 bool launch_groups(const Gradients<T>& a, cudaStream_t stream) {
-  auto dkv = dkv_wgmma_kernel<T, KeysPlan<T, kWidth>>;
+  using Keys = KeysPlan<T, kWidth, kBetween>;
+  using Rows = RowsPlan<T, kWidth, kBetween>;
+  auto dkv = dkv_wgmma_kernel<T, Keys>;
   if (!limits(reinterpret_cast<const void*>(dkv)).has_body) return false;
-  return launch_over(dkv, a.keys_order.blocks(), KeysPlan<T, kWidth>::kKeysBytes, a, stream, kGroupWarps) &&
-         launch_over(dq_wgmma_kernel<T, RowsPlan<T, kWidth>>, a.rows_order.blocks(), RowsPlan<T, kWidth>::kRowsBytes, a,
-                     stream, kGroupWarps);
+  return launch_over(dkv, a.keys_order.blocks(), Keys::kKeysBytes, a, stream, kGroupWarps) &&
+         launch_over(dq_wgmma_kernel<T, Rows>, a.rows_order.blocks(), Rows::kRowsBytes, a, stream, kGroupWarps);
 }
 template <class T, int kWidth, Between kBetween>
 Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
@@ -331,9 +325,8 @@ Given launch_gradient(Gradients<T>& a, cudaStream_t stream) {
   bool tiled = p.dmask && p.dmask_count && real(2) && real(3);
   a.stores_dmask = tiled && real(0) && real(1);
   Given given{false, a.stores_dmask};
-  if constexpr (kBetween == Between::interval) given.inputs = launch_groups<T, kWidth>(a, stream);
-  if constexpr (kBetween == Between::bias) given.inputs = launch_inputs<T, kWidth, kBetween, GroupProducts>(a, stream);
-  if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween, WarpProducts>(a, stream);
+  if constexpr (kBetween != Between::anything) given.inputs = launch_groups<T, kWidth, kBetween>(a, stream);
+  if (!given.inputs) given.inputs = launch_inputs<T, kWidth, kBetween>(a, stream);
   if (!given.inputs) return {};
   if constexpr (kBetween != Between::interval)
     if (tiled && !a.stores_dmask) {

@@ -1,5 +1,5 @@
 // Attention backward by warpgroups (compute capability 9.0a): bfloat16 and float16, widths up to 128, masked by
-// intervals at most.
+// intervals and an additive mask at most.
 //
 // The walk is that of attention_backward_mma.cuh. Two warpgroups own 64 rows each; a third brings what they walk over
 // and keeps a few tiles ahead of them. They do not wait for each other, so that one's products run beside the other's
@@ -10,16 +10,19 @@
 namespace seqkern::cuda {
 
 // Rows walked at a time; whether what a warpgroup owns stays in registers.
-template <class T, int kWidth_, int kWalk_, bool kHeld_, int kStages_>
+template <class T, int kWidth_, int kWalk_, bool kHeld_, int kStages_, Between kBetween_ = Between::interval>
 struct GroupPlan {
   static constexpr int kWidth = kWidth_, kWalk = kWalk_, kStages = kStages_;
   static constexpr bool kHeld = kHeld_;
+  static constexpr Between kBetween = kBetween_;
   using Tile = Sheets<T, kWidth, kWalk>;
   using Scores = float[kWalk / 2];
   using Sums = float[kWidth / 2];
   using Weights = std::uint32_t[kWalk / 16][4];
   static constexpr int kTerms = 4 * kWalk;  // of rows: lse, delta, low, high, each on its own
-  static constexpr std::size_t kRowsBytes = (2 * Own<T, kWidth>::kSize + 2 * kStages * Tile::kSize) * sizeof(T);
+  static constexpr int kMask = kBetween == Between::bias ? kOwnRows * kWalk : 0;
+  static constexpr std::size_t kRowsBytes =
+      (2 * Own<T, kWidth>::kSize + kStages * (2 * Tile::kSize + kMask)) * sizeof(T);
   static constexpr std::size_t kKeysBytes = kRowsBytes + kStages * kTerms * sizeof(float);
 };
 inline constexpr int kFeederWarps = 4, kGroupWarps = kGradientWarps + kFeederWarps;
@@ -42,8 +45,12 @@ struct GroupWalked {
   SEQKERN_INLINE Tile tile(int which, int stage) const {
     return {data + 2 * kOwnSize + (2 * stage + which) * Tile::kSize};
   }
+  template <int kColumns>
+  SEQKERN_INLINE Sheets<T, kColumns, Plan::kMask / kColumns> mask(int stage) const {
+    return {tile(0, kStages).data + stage * Plan::kMask};
+  }
   SEQKERN_INLINE float* terms(int stage) const {
-    return reinterpret_cast<float*>(data + 2 * kOwnSize + 2 * kStages * Tile::kSize) + stage * Plan::kTerms;
+    return reinterpret_cast<float*>(mask<kOwnRows>(kStages).data) + stage * Plan::kTerms;
   }
 };
 
@@ -57,33 +64,33 @@ struct GroupRing {
   }
 };
 
+// The share of rows of a thread that feeds.
+template <class T, int kColumns>
+struct GroupCursor {
+  static constexpr int kPieces = kColumns / 8, kThreads = 32 * kFeederWarps, kStep = kThreads / kPieces;
+  const T* at;
+  int left;
+
+  SEQKERN_INLINE static int thread() { return int(threadIdx.x) - 32 * kGradientWarps; }
+  SEQKERN_INLINE GroupCursor(const Stretch<T>& rows, int width)
+      : at(rows.base + index_t(thread() / kPieces) * rows.stride + thread() % kPieces * 8),
+        left(thread() % kPieces * 8 < width ? rows.count - thread() / kPieces : 0) {}
+  template <int kRows>
+  SEQKERN_INLINE void fetch(const Sheets<T, kColumns, kRows>& tile, index_t stride) {
+    T* to = tile.piece(thread() / kPieces, thread() % kPieces);
+    int step = kStep * int(stride);
+    SEQKERN_UNROLL_BY(4)
+    for (int r = 0; r < kRows; r += kStep, at += step) copy_async<16>(to + r * 64, at, r < left);
+    left -= kRows;
+  }
+};
 // The threads that feed, each of which tells of its own copies, one tile later.
 template <class T, class Plan>
 struct GroupFeeder {
-  static constexpr int kWidth = Plan::kWidth, kPieces = kWidth / 8, kThreads = 32 * kFeederWarps;
-  static constexpr int kStep = kThreads / kPieces;
   GroupWalked<T, Plan> walked;
   GroupRing<Plan::kStages> ring = {};
   int told = -1;  // the stage
 
-  SEQKERN_INLINE static int thread() { return int(threadIdx.x) - 32 * kGradientWarps; }
-  // This thread's share of rows.
-  struct Cursor {
-    const T* at;
-    int left;
-
-    SEQKERN_INLINE Cursor(const Stretch<T>& rows, int width)
-        : at(rows.base + index_t(thread() / kPieces) * rows.stride + thread() % kPieces * 8),
-          left(thread() % kPieces * 8 < width ? rows.count - thread() / kPieces : 0) {}
-    template <int kRows>
-    SEQKERN_INLINE void fetch(const Sheets<T, kWidth, kRows>& tile, const AttentionStrides& s) {
-      T* to = tile.piece(thread() / kPieces, thread() % kPieces);
-      int step = kStep * int(s.row);
-      SEQKERN_UNROLL_BY(4)
-      for (int r = 0; r < kRows; r += kStep, at += step) copy_async<16>(to + r * 64, at, r < left);
-      left -= kRows;
-    }
-  };
   SEQKERN_INLINE void tell() {
     fence_products();
     if (told >= 0) mbarrier_arrive(&walked.full[told]);
@@ -204,7 +211,8 @@ SEQKERN_INLINE void group_gradients_of_keys(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   SEQKERN_SHARED(std::uint64_t, bars, 2 * Plan::kStages);
   constexpr int kWidth = Plan::kWidth, kWalk = Plan::kWalk;
-  using Feeder = GroupFeeder<T, Plan>;
+  constexpr bool kBias = Plan::kBetween == Between::bias;
+  using Cursor = GroupCursor<T, kWidth>;
   const AttentionBackward& p = a.p;
   GroupWalked<T, Plan> walked{reinterpret_cast<T*>(shared), &bars[0], &bars[Plan::kStages]};
   walked.init();
@@ -217,23 +225,23 @@ SEQKERN_INLINE void group_gradients_of_keys(const Gradients<T>& a) {
 
   if (warp_id() >= kGradientWarps) {
     give_registers<24>();
-    Feeder feeder{walked};
-    int head = kv_head * group, thread = Feeder::thread(), r = thread % kWalk, which = thread / kWalk;
+    GroupFeeder<T, Plan> feeder{walked};
+    int head = kv_head * group, thread = Cursor::thread(), r = thread % kWalk, which = thread / kWalk;
     if (tiles) {
-      typename Feeder::Cursor(a.keys(p.k, p.k_strides, b, head, key), int(p.head_dim))
-          .fetch(walked.own(0), p.k_strides);
-      typename Feeder::Cursor(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim))
-          .fetch(walked.own(1), p.v_strides);
+      Cursor(a.keys(p.k, p.k_strides, b, head, key), int(p.head_dim)).fetch(walked.own(0), p.k_strides.row);
+      Cursor(a.keys(p.v, p.v_strides, b, head, key), int(p.value_dim)).fetch(walked.own(1), p.v_strides.row);
       for (int end = head + group; head < end; ++head) {
-        typename Feeder::Cursor q(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim));
-        typename Feeder::Cursor dout(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim));
+        Cursor q(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim));
+        Cursor dout(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim));
+        GroupCursor<T, kOwnRows> mask(kBias ? a.mask(b, head, first, key) : Stretch<T>{}, int(p.key_len) - key);
         auto terms = reinterpret_cast<const float*>(a.terms_of(b, head) + first + r) + which;
         for (int t = 0, i = first + r; t < tiles; ++t, terms += 4 * kWalk, i += kWalk)
           feeder.put([&](int stage) {
-            q.fetch(walked.tile(0, stage), p.q_strides);
-            dout.fetch(walked.tile(1, stage), p.out_strides);
+            q.fetch(walked.tile(0, stage), p.q_strides.row);
+            dout.fetch(walked.tile(1, stage), p.out_strides.row);
+            if constexpr (kBias) mask.fetch(walked.template mask<kOwnRows>(stage), p.mask_strides[2]);
             SEQKERN_UNROLL
-            for (int f = 0; f < 4; f += Feeder::kThreads / kWalk)
+            for (int f = 0; f < 4; f += Cursor::kThreads / kWalk)
               copy_async<4>(walked.terms(stage) + (f + which) * kWalk + r, terms + f, i < p.query_len);
           });
       }
@@ -255,20 +263,21 @@ SEQKERN_INLINE void group_gradients_of_keys(const Gradients<T>& a) {
   auto powers = [&](int stage, typename Plan::Scores& s) {
     const float* lse = walked.terms(stage);
     auto low = reinterpret_cast<const int*>(lse + 2 * kWalk), high = low + kWalk;
+    auto bias_at = [&](int n) {
+      int r = (n + lane / 16) * 8 + lane % 8;
+      return walked.template mask<kOwnRows>(stage).piece(r, warp_id() * 2 + lane / 8 % 2);
+    };
     auto run = [&]<bool kWhole>() {
-      SEQKERN_UNROLL
-      for (int n = 0; n < kWalk / 8; ++n) {
-        Twin<float> l = twin(lse, n);
-        Twin<int> from{}, to{};
-        if constexpr (!kWhole) from = twin(low, n), to = twin(high, n);
-        SEQKERN_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          float& x = s[n * 4 + e];
-          int j = mine + e / 2 * 8;
-          x = exp2_flushed(x * a.factor - l.v[e % 2]);
-          if (!kWhole && !(from.v[e % 2] <= j && j < to.v[e % 2])) x = 0;
+      Twin<float> l{};
+      Twin<int> from{}, to{};
+      a.template for_elements<Plan::kBetween, true, kWalk / 8>(bias_at, [&](int n, int half, int e, float bias) {
+        if (half == 0 && e == 0) {
+          l = twin(lse, n);
+          if constexpr (!kWhole) from = twin(low, n), to = twin(high, n);
         }
-      }
+        float& x = s[n * 4 + half * 2 + e];
+        x = a.template power_of<Plan::kBetween, kWhole>(x, {l.v[e], 0, from.v[e], to.v[e]}, mine + half * 8, bias);
+      });
     };
     if (whole) run.template operator()<true>();
     else run.template operator()<false>();
@@ -279,7 +288,10 @@ SEQKERN_INLINE void group_gradients_of_keys(const Gradients<T>& a) {
     for (int n = 0; n < kWalk / 8; ++n) {
       Twin<float> d = twin(delta, n);
       SEQKERN_UNROLL
-      for (int e = 0; e < 4; ++e) dp[n * 4 + e] = s[n * 4 + e] * (dp[n * 4 + e] - d.v[e % 2]);
+      for (int e = 0; e < 4; ++e) {
+        float& x = dp[n * 4 + e];
+        x = a.template slope_of<!kBias>(s[n * 4 + e], x, {0, d.v[e % 2], 0, 0});
+      }
     }
   };
   typename Plan::Sums dk = {}, dv = {};
@@ -303,7 +315,8 @@ SEQKERN_INLINE void group_gradients_of_rows(const Gradients<T>& a) {
   SEQKERN_DYNAMIC_SHARED(shared);
   SEQKERN_SHARED(std::uint64_t, bars, 2 * Plan::kStages);
   constexpr int kWidth = Plan::kWidth, kWalk = Plan::kWalk;
-  using Feeder = GroupFeeder<T, Plan>;
+  constexpr bool kBias = Plan::kBetween == Between::bias;
+  using Cursor = GroupCursor<T, kWidth>;
   const AttentionBackward& p = a.p;
   GroupWalked<T, Plan> walked{reinterpret_cast<T*>(shared), &bars[0], &bars[Plan::kStages]};
   walked.init();
@@ -317,17 +330,20 @@ SEQKERN_INLINE void group_gradients_of_rows(const Gradients<T>& a) {
 
   if (warp_id() >= kGradientWarps) {
     give_registers<24>();
-    Feeder feeder{walked};
+    GroupFeeder<T, Plan> feeder{walked};
     if (count) {
-      using Cursor = typename Feeder::Cursor;
-      Cursor(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim)).fetch(walked.own(0), p.q_strides);
-      Cursor(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim)).fetch(walked.own(1), p.out_strides);
+      Cursor(a.queries(p.q, p.q_strides, b, head, first), int(p.head_dim)).fetch(walked.own(0), p.q_strides.row);
+      Cursor(a.queries(p.dout, p.out_strides, b, head, first), int(p.value_dim))
+          .fetch(walked.own(1), p.out_strides.row);
       Cursor k(a.keys(p.k, p.k_strides, b, head, start), int(p.head_dim));
       Cursor v(a.keys(p.v, p.v_strides, b, head, start), int(p.value_dim));
-      for (int t = 0; t < count; ++t)
+      for (int t = 0, key = start; t < count; ++t, key += kWalk)
         feeder.put([&](int stage) {
-          k.fetch(walked.tile(0, stage), p.k_strides);
-          v.fetch(walked.tile(1, stage), p.v_strides);
+          k.fetch(walked.tile(0, stage), p.k_strides.row);
+          v.fetch(walked.tile(1, stage), p.v_strides.row);
+          if constexpr (kBias)
+            GroupCursor<T, kWalk>(a.mask(b, head, first, key), int(p.key_len) - key)
+                .fetch(walked.template mask<kWalk>(stage), p.mask_strides[2]);
         });
     }
     return feeder.end();
@@ -336,9 +352,12 @@ SEQKERN_INLINE void group_gradients_of_rows(const Gradients<T>& a) {
   GroupWalker<T, Plan> walker{walked};
   int lane = lane_id(), mine = first + warp_id() * 16 + lane / 4;
   RowTerms row[2];
+  float* dmask[2] = {};
   for (int half = 0; half < 2; ++half) {
     int i = mine + half * 8;
     row[half] = i < p.query_len ? a.terms_of(b, head)[i] : RowTerms{0, 0, 0, 0};
+    if (kBias && a.stores_dmask && i < p.query_len)
+      dmask[half] = static_cast<float*>(p.dmask) + ((index_t(b) * p.heads + head) * p.query_len + i) * p.key_len;
   }
   bool whole;
   int at;
@@ -346,22 +365,27 @@ SEQKERN_INLINE void group_gradients_of_rows(const Gradients<T>& a) {
     at = start + t * kWalk;
     whole = ballot(row[0].sees_all(at, kWalk) && row[1].sees_all(at, kWalk)) == kAllLanes;
   };
-  auto powers = [&](int, typename Plan::Scores& s) {
+  auto powers = [&](int stage, typename Plan::Scores& s) {
     int from = at + lane % 4 * 2;
+    auto bias_at = [&](int n) {
+      return walked.template mask<kWalk>(stage).piece(warp_id() * 16 + lane % 16, n + lane / 16);
+    };
     auto run = [&]<bool kWhole>() {
-      SEQKERN_UNROLL
-      for (int i = 0; i < kWalk / 2; ++i) {
-        const RowTerms& r = row[i / 2 % 2];
-        s[i] = exp2_flushed(s[i] * a.factor - r.lse);
-        if (!kWhole && !r.sees(from + i / 4 * 8 + i % 2)) s[i] = 0;
-      }
+      a.template for_elements<Plan::kBetween, false, kWalk / 8>(bias_at, [&](int n, int half, int e, float bias) {
+        float& x = s[n * 4 + half * 2 + e];
+        x = a.template power_of<Plan::kBetween, kWhole>(x, row[half], from + n * 8 + e, bias);
+      });
     };
     if (whole) run.template operator()<true>();
     else run.template operator()<false>();
   };
   auto slopes = [&](int, const typename Plan::Scores& s, typename Plan::Scores& dp) {
     SEQKERN_UNROLL
-    for (int i = 0; i < kWalk / 2; ++i) dp[i] = s[i] * (dp[i] - row[i / 2 % 2].delta);
+    for (int i = 0; i < kWalk / 2; ++i) {
+      int half = i / 2 % 2, key = at + lane % 4 * 2 + i / 4 * 8 + i % 2;
+      dp[i] = a.template slope_of<!kBias>(s[i], dp[i], row[half]);
+      if (kBias && dmask[half] && key < p.key_len) dmask[half][key] = dp[i];
+    }
   };
   typename Plan::Sums dq = {};
   walker.template walk<false>(count, prepare, powers, slopes, dq, dq);

@@ -204,8 +204,9 @@ SEQKERN_INLINE void store_dq(const Gradients<T>& a, int b, int head, int tile, c
 
 // A block's shared memory: two tiles of what it owns, and in every stage two of what it walks over, a tile of the mask
 // and the terms of 64 rows; in full where that is asked for.
-template <class T, int kWidth, Between kBetween, int kStages>
+template <class T, int kWidth, Between kBetween>
 struct GradientMemory {
+  static constexpr int kStages = 2;
   static constexpr int kMask = kBetween == Between::bias ? kOwnRows * kWalkRows : 0;
   static constexpr int kOwnSize = Own<T, kWidth>::kSize, kWalkedSize = Walked<T, kWidth>::kSize;
   static constexpr std::size_t kBytes =

@@ -10,11 +10,9 @@ struct WarpProducts {
   static constexpr int kUnit = 16;                    // rows that go together
   static constexpr int kAtOnce = kWidth > 64 ? 4 : 8;  // tiles of the rows walked, for the registers' sake
   static constexpr bool kHopper = false;
-  static constexpr int kStages = 2;
   using Sums = float[kWidth / 8][4];
 
   SEQKERN_INLINE static void fence() {}
-  SEQKERN_INLINE static void finish(Sums&) {}
 
   // Columns are rows of `walked` from 8 `from` on.
   template <int kTiles>
@@ -93,15 +91,10 @@ struct WarpProducts {
 // Products of a warpgroup (compute capability 9.0a), which run in the background.
 template <class T, int kWidth>
 struct GroupProducts {
-  static constexpr int kUnit = 64, kAll = kWalkRows / 8;
+  static constexpr int kAll = kWalkRows / 8;
   static constexpr bool kHopper = true;
-  static constexpr int kStages = 3;  // the last product of a tile may still run when the next but one is fetched
-  using Sums = float[kWidth / 8][4];
-  using Weights = std::uint32_t[kAll / 2][4];
 
   SEQKERN_INLINE static void fence() { fence_products(); }
-  // Before the sums are read, and in a tile that adds nothing to them.
-  SEQKERN_INLINE static void finish(Sums& sums) { group_wait<0>(flat(sums)); }
   template <int kTiles>
   SEQKERN_INLINE static auto flat(Tile<kTiles>& tile) -> float (&)[kTiles * 4] {
     return reinterpret_cast<float(&)[kTiles * 4]>(tile);
@@ -114,17 +107,6 @@ struct GroupProducts {
       multiply_group<T, kWalkRows>(flat(sums), own.columns(k, warp_id() / 4 * 64), walked.columns(k), k > 0);
     group_commit();
   }
-  SEQKERN_INLINE static void pack_all(Weights& weights, const Tile<kAll>& tile) {
-    SEQKERN_UNROLL
-    for (int j = 0; j < kAll; j += 2) pack_pair<T>(weights[j / 2], tile[j], tile[j + 1]);
-  }
-  SEQKERN_INLINE static void accumulate(const Weights& weights, const Walked<T, kWidth>& walked, Sums& sums) {
-    group_fence();
-    SEQKERN_UNROLL
-    for (int j = 0; j < kAll / 2; ++j) multiply_group<T, kWidth>(flat(sums), weights[j], walked.rows(j));
-    group_commit();
-  }
-
   template <int, class Use>
   SEQKERN_INLINE static void both(const Own<T, kWidth>& a, const Own<T, kWidth>& b, const Walked<T, kWidth>& c,
                                   const Walked<T, kWidth>& d, Use use) {
@@ -135,42 +117,6 @@ struct GroupProducts {
     group_wait<0>(flat(s));
     group_wait<0>(flat(dp));
     use(s, dp, 0);
-  }
-  template <class Meanwhile, class Powers, class Slopes>
-  SEQKERN_INLINE static void dkv(const Own<T, kWidth>& k, const Own<T, kWidth>& v, const Walked<T, kWidth>& q,
-                                 const Walked<T, kWidth>& dout, Meanwhile meanwhile, Powers powers, Slopes slopes,
-                                 Sums& dk, Sums& dv) {
-    Tile<kAll> s = {}, dp = {};
-    Weights p, ds;
-    group_fence();
-    multiply_rows(k, q, s);
-    multiply_rows(v, dout, dp);
-    meanwhile();
-    group_wait<1>(flat(s));
-    powers(s, 0);
-    pack_all(p, s);
-    accumulate(p, dout, dv);
-    group_wait<1>(flat(dp));
-    slopes(s, dp, 0);
-    pack_all(ds, dp);
-    accumulate(ds, q, dk);
-  }
-  template <class Meanwhile, class Powers, class Slopes>
-  SEQKERN_INLINE static void dq(const Own<T, kWidth>& q, const Own<T, kWidth>& dout, const Walked<T, kWidth>& k,
-                                const Walked<T, kWidth>& v, Meanwhile meanwhile, Powers powers, Slopes slopes,
-                                Sums& sums) {
-    Tile<kAll> s = {}, dp = {};
-    Weights ds;
-    group_fence();
-    multiply_rows(q, k, s);
-    multiply_rows(dout, v, dp);
-    meanwhile();
-    group_wait<1>(flat(s));
-    powers(s, 0);
-    group_wait<0>(flat(dp));
-    slopes(s, dp, 0);
-    pack_all(ds, dp);
-    accumulate(ds, k, sums);
   }
 };
 
