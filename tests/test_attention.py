@@ -182,8 +182,12 @@ def test_options_in_bfloat16(ops: ModuleType, shape: tuple[int, ...], name: str)
     "name", ["plain", "causal", "bottom_right", "window", "window causal", "sinks", "lengths bottom_right"]
 )
 @pytest.mark.parametrize(
-    "shape", [(2, 2, 1, 150, 390, 64, 64), (1, 3, 1, 97, 260, 128, 128), (1, 2, 2, 200, 120, 40, 96)]
-)
+    "shape",
+    [
+        (2, 2, 1, 150, 390, 64, 64), (1, 3, 1, 97, 260, 128, 128), (1, 2, 2, 200, 120, 40, 96),
+        (1, 1, 1, 70, 2050, 48, 64),
+    ],
+)  # fmt: skip
 def test_long_tiles_in_bfloat16(ops: ModuleType, backend: str, name: str, shape: tuple[int, ...]) -> None:
     """What a warpgroup takes at a time, where there is such a thing, and more."""
     if backend == "hostcuda":

@@ -146,17 +146,25 @@ float value_on_host(std::uint16_t bits) {
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define SEQKERN_LIST_96 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}"
 #define SEQKERN_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SEQKERN_16(i) SEQKERN_4(i), SEQKERN_4(i + 4), SEQKERN_4(i + 8), SEQKERN_4(i + 12)
 #define SEQKERN_32 SEQKERN_16(0), SEQKERN_16(16)
 #define SEQKERN_64 SEQKERN_32, SEQKERN_16(32), SEQKERN_16(48)
+#define SEQKERN_96 SEQKERN_64, SEQKERN_16(64), SEQKERN_16(80)
 #define SEQKERN_WGMMA(n, type) "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " "
 #endif
 
 // D = or += A B, both from shared memory, B not transposed.
 template <class T, int kColumns>
 SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool accumulate) {
-  static_assert(kColumns == 64 || kColumns == 128);
+  static_assert(kColumns == 64 || kColumns == 128 || kColumns == 192);
 #if SEQKERN_HOSTCUDA
   hostcuda::wgmma({kColumns, false, accumulate, a, b, nullptr, d, value_on_host<T>});
 #elif SEQKERN_HOPPER
@@ -169,6 +177,10 @@ SEQKERN_INLINE void multiply_group(float (&d)[kColumns / 2], std::uint64_t a, st
     SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32", "%33", "%34", "bf16");
   else if constexpr (kColumns == 64)
     SEQKERN_PRODUCT("64", SEQKERN_LIST_32, SEQKERN_32, "%32", "%33", "%34", "f16");
+  else if constexpr (kColumns == 192 && std::is_same_v<T, bf16>)
+    SEQKERN_PRODUCT("192", SEQKERN_LIST_96, SEQKERN_96, "%96", "%97", "%98", "bf16");
+  else if constexpr (kColumns == 192)
+    SEQKERN_PRODUCT("192", SEQKERN_LIST_96, SEQKERN_96, "%96", "%97", "%98", "f16");
   else if constexpr (std::is_same_v<T, bf16>)
     SEQKERN_PRODUCT("128", SEQKERN_LIST_64, SEQKERN_64, "%64", "%65", "%66", "bf16");
   else

@@ -5,7 +5,11 @@
 
 namespace seqkern::cuda {
 
-inline constexpr int kGroups = 2, kGroupRows = 64 * kGroups, kGroupKeys = 128, kStages = 2, kGroupThreads = 128;
+inline constexpr int kGroups = 2, kGroupRows = 64 * kGroups, kStages = 2, kGroupThreads = 128;
+template <int kWidth_, int kKeys_>
+struct ForwardPlan {
+  static constexpr int kWidth = kWidth_, kKeys = kKeys_;  // keys at a time
+};
 // [kRows, kWidth] of T in panels 64 wide, pieces of 16 bytes as products of a warpgroup want them.
 template <class T, int kWidth, int kRows>
 struct Panels {
@@ -53,6 +57,7 @@ struct Schedule {
 };
 
 // One tile of queries. Numbers have 32 bits and are found anew for every tile.
+template <class Plan>
 struct GroupTile {
   const AttentionForward& p;
   int pair, tile, length, all, b, kv_head, queries, keys, offset, left, right;  // left, right: kOpen where open
@@ -93,7 +98,7 @@ struct GroupTile {
     int lowest = one_head ? from : 0, highest = one_head ? from + last - first() : length - 1;
     if (highest >= queries) highest = queries - 1;
     bool none = highest < lowest || high(highest) <= low(lowest);
-    begin = none ? 0 : low(lowest) / kGroupKeys, end = none ? 0 : (high(highest) + kGroupKeys - 1) / kGroupKeys;
+    begin = none ? 0 : low(lowest) / Plan::kKeys, end = none ? 0 : (high(highest) + Plan::kKeys - 1) / Plan::kKeys;
   }
 };
 
@@ -104,7 +109,8 @@ struct KeyCursor {
   index_t stride;
   int left;
 
-  SEQKERN_INLINE KeyCursor(const void* data, const AttentionStrides& s, const GroupTile& tile, index_t key)
+  template <class Tile>
+  SEQKERN_INLINE KeyCursor(const void* data, const AttentionStrides& s, const Tile& tile, index_t key)
       : at(row_of(static_cast<const T*>(data), s, tile.p.cu_k, tile.b, tile.kv_head, key)),
         stride(s.row),
         left(tile.keys - int(key)) {}
@@ -114,9 +120,9 @@ struct KeyCursor {
   int by = 0;
 };
 // ... or of q.
-template <class T>
+template <class T, class Plan>
 struct QueryCursor {
-  const GroupTile& tile;
+  const GroupTile<Plan>& tile;
   const T* at = nullptr;
   int row = 0, by = 0;
 
@@ -149,10 +155,10 @@ struct GroupBarriers {
     for (int i = 0; i < kStages; ++i) k[i].init(), v[i].init();
   }
 };
-template <class T, int kWidth>
+template <class T, class Plan>
 struct GroupMemory {
-  using Keys = Panels<T, kWidth, kGroupKeys>;
-  using Queries = Panels<T, kWidth, kGroupRows>;
+  using Keys = Panels<T, Plan::kWidth, Plan::kKeys>;
+  using Queries = Panels<T, Plan::kWidth, kGroupRows>;
   static constexpr int kBytes = Queries::kBytes + 2 * kStages * Keys::kBytes;
   unsigned char* data;
 
@@ -189,30 +195,30 @@ struct Feed {
   }
 };
 
-template <class T, int kWidth>
+template <class T, class Plan>
 SEQKERN_INLINE void feed(const AttentionForward& p, const Schedule& schedule, GroupBarriers& bars,
-                         const GroupMemory<T, kWidth>& memory) {
+                         const GroupMemory<T, Plan>& memory) {
   Feed feed;
   int queries = 0, keys = 0, values = 0;  // tiles so far
   for (int round = 0, n; (n = schedule.turn(round)) < schedule.count(); ++round) {
-    GroupTile tile(p, schedule, n);
+    GroupTile<Plan> tile(p, schedule, n);
     int begin, end;
     tile.keys_seen(begin, end);
     if (begin == end) continue;
     feed.acquire(bars.q, ~queries++ & 1);
-    memory.q().fetch(QueryCursor<T>{tile}, p.head_dim);
+    memory.q().fetch(QueryCursor<T, Plan>{tile}, p.head_dim);
     feed.commit(bars.q);
     for (int i = begin; i <= end; ++i) {  // V one tile behind K
       if (i < end) {
         Turnstile& t = bars.k[keys % kStages];
         feed.acquire(t, ~(keys / kStages) & 1);
-        memory.k(keys++).fetch(KeyCursor<T>(p.k, p.k_strides, tile, index_t(i) * kGroupKeys), p.head_dim);
+        memory.k(keys++).fetch(KeyCursor<T>(p.k, p.k_strides, tile, index_t(i) * Plan::kKeys), p.head_dim);
         feed.commit(t);
       }
       if (i == begin) continue;
       Turnstile& t = bars.v[values % kStages];
       feed.acquire(t, ~(values / kStages) & 1);
-      memory.v(values++).fetch(KeyCursor<T>(p.v, p.v_strides, tile, index_t(i - 1) * kGroupKeys), p.value_dim);
+      memory.v(values++).fetch(KeyCursor<T>(p.v, p.v_strides, tile, index_t(i - 1) * Plan::kKeys), p.value_dim);
       feed.commit(t);
     }
   }

@@ -1,8 +1,8 @@
 // Attention forward on the tensor cores of compute capability 9.0a: bfloat16 and float16, widths up to 128, masked by
 // intervals at most (causal, window, lengths).
 //
-// A block takes 128 query rows at a time, 64 a warpgroup, against 128 keys. A third warpgroup keeps two tiles of K and
-// two of V on their way into shared memory. Q K' of the next tile runs while softmax of the one before it does;
+// A block takes 128 query rows at a time, 64 a warpgroup, against 128 or 192 keys. A third warpgroup keeps two tiles of
+// K and two of V on their way into shared memory. Q K' of the next tile runs while softmax of the one before it does;
 // that the warpgroups take turns to start products, besides, was 1 to 5 % slower on an H200. The probabilities stay in
 // registers, where P V wants its left factor, rounded to the storage type.
 //
@@ -12,23 +12,25 @@
 
 namespace seqkern::cuda {
 
-template <class T, int kWidth>
+template <class T, class Plan>
 struct GroupWalk {
+  static constexpr int kWidth = Plan::kWidth, kKeys = Plan::kKeys;
+  using Tile = GroupTile<Plan>;
   const AttentionForward& p;
   GroupBarriers& bars;
-  GroupMemory<T, kWidth> memory;
+  GroupMemory<T, Plan> memory;
   int group = warp_id() / 4 - 1, warp = warp_id() % 4, t = lane_id() % 4;
   int queries = 0, keys = 0, values = 0;  // tiles so far
   int low[2] = {}, high[2] = {}, plain_low = 0, plain_high = 0;
   Softmax<float> state[2] = {};
-  float s[kGroupKeys / 2] = {}, out[kWidth / 2] = {};
-  std::uint32_t weights[kGroupKeys / 4] = {};
+  float s[kKeys / 2] = {}, out[kWidth / 2] = {};
+  std::uint32_t weights[kKeys / 4] = {};
 
-  SEQKERN_INLINE int row_index(const GroupTile& tile, int half) const {
+  SEQKERN_INLINE int row_index(const Tile& tile, int half) const {
     return tile.first() + group * 64 + warp * 16 + lane_id() / 4 + half * 8;
   }
 
-  SEQKERN_INLINE void start(const GroupTile& tile) {
+  SEQKERN_INLINE void start(const Tile& tile) {
     constexpr int kMost = 0x7fffffff;
     plain_low = 0, plain_high = kMost;
     SEQKERN_UNROLL
@@ -59,7 +61,7 @@ struct GroupWalk {
     group_fence();
     SEQKERN_UNROLL
     for (int k = 0; k < kWidth / 16; ++k)
-      multiply_group<T, kGroupKeys>(s, memory.q().columns(k, group * 64), memory.k(keys).columns(k), k > 0);
+      multiply_group<T, kKeys>(s, memory.q().columns(k, group * 64), memory.k(keys).columns(k), k > 0);
     group_commit();
   }
   SEQKERN_INLINE void end_scores() { release(bars.k[keys++ % kStages]); }
@@ -68,8 +70,8 @@ struct GroupWalk {
     mbarrier_wait(&bars.v[values % kStages].full, values / kStages & 1);
     group_fence();
     SEQKERN_UNROLL
-    for (int k = 0; k < kGroupKeys / 16; ++k) {
-      const std::uint32_t(&w)[kGroupKeys / 4] = weights;
+    for (int k = 0; k < kKeys / 16; ++k) {
+      const std::uint32_t(&w)[kKeys / 4] = weights;
       multiply_group<T, kWidth>(out, {w[4 * k], w[4 * k + 1], w[4 * k + 2], w[4 * k + 3]}, memory.v(values).rows(k));
     }
     group_commit();
@@ -83,7 +85,7 @@ struct GroupWalk {
   // found in four chains of a row: no instruction waits for the one before it.
   SEQKERN_INLINE void softmax(int key, float (&factor)[2]) {
     float scale = float(p.scale) * kLogBase<float>, top[2][4] = {}, sum[2][4] = {};
-    if (!(plain_low <= key && key + kGroupKeys <= plain_high)) mask(key);
+    if (!(plain_low <= key && key + kKeys <= plain_high)) mask(key);
     for_each([&](float x, int half, int, int chain, bool first) {
       top[half][chain] = first ? x : larger(x, top[half][chain]);
     });
@@ -117,13 +119,13 @@ struct GroupWalk {
   template <class F>
   SEQKERN_INLINE void for_each(F f) {
     SEQKERN_UNROLL
-    for (int n = 0; n < kGroupKeys / 8; ++n) SEQKERN_UNROLL
+    for (int n = 0; n < kKeys / 8; ++n) SEQKERN_UNROLL
     for (int half = 0; half < 2; ++half) SEQKERN_UNROLL
     for (int i = 0; i < 2; ++i) f(s[4 * n + 2 * half + i], half, 8 * n + i, n % 2 * 2 + i, n < 2);
   }
   SEQKERN_INLINE void round_weights() {
     SEQKERN_UNROLL
-    for (int i = 0; i < kGroupKeys / 4; ++i) weights[i] = pack<T>(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < kKeys / 4; ++i) weights[i] = pack<T>(s[2 * i], s[2 * i + 1]);
   }
   SEQKERN_INLINE void rescale(const float (&factor)[2]) {
     if (!ballot(factor[0] != 1 || factor[1] != 1)) return;
@@ -131,7 +133,7 @@ struct GroupWalk {
     for (int i = 0; i < kWidth / 2; ++i) out[i] *= factor[i / 2 % 2];
   }
 
-  SEQKERN_INLINE void run(const GroupTile& tile) {
+  SEQKERN_INLINE void run(const Tile& tile) {
     start(tile);
     int begin, end;
     tile.keys_seen(begin, end);
@@ -142,14 +144,14 @@ struct GroupWalk {
     begin_scores();
     group_wait<0>(s);
     end_scores();
-    softmax(begin * kGroupKeys, factor);
+    softmax(begin * kKeys, factor);
     round_weights();
     for (int i = begin + 1; i < end; ++i) {
       begin_scores();
       begin_values();
       group_wait<1>(s);
       end_scores();
-      softmax(i * kGroupKeys, factor);
+      softmax(i * kKeys, factor);
       require(state[0].sum + state[1].sum);  // beside P V, not after it
       end_values();
       rescale(factor);
@@ -161,7 +163,7 @@ struct GroupWalk {
   }
 
   // Returns whether a number came out that is none.
-  SEQKERN_INLINE bool finish(const GroupTile& tile) {
+  SEQKERN_INLINE bool finish(const Tile& tile) {
     float nothing = 0;  // or NaN
     SEQKERN_UNROLL
     for (int half = 0; half < 2; ++half) {
@@ -185,7 +187,7 @@ struct GroupWalk {
   }
 };
 
-template <class T, int kWidth>
+template <class T, class Plan>
 __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
     attention_wgmma_kernel(const __grid_constant__ AttentionForward p, Schedule schedule, unsigned char* spoiled) {
 #if SEQKERN_HOPPER
@@ -195,12 +197,12 @@ __global__ void __launch_bounds__((1 + kGroups) * kGroupThreads, 1)
   sync_block();
   if (warp_id() < 4) {
     give_registers<56>();
-    feed<T, kWidth>(p, schedule, bars[0], {shared});
+    feed<T, Plan>(p, schedule, bars[0], {shared});
   } else {
     take_registers<224>();
-    GroupWalk<T, kWidth> walk{p, bars[0], {shared}};
+    GroupWalk<T, Plan> walk{p, bars[0], {shared}};
     for (int round = 0, n; (n = schedule.turn(round)) < schedule.count(); ++round) {
-      GroupTile tile(p, schedule, n);
+      GroupTile<Plan> tile(p, schedule, n);
       walk.run(tile);
       unsigned wrong = ballot(walk.finish(tile));
       int warps = int(ceil_div(tile.all, kMmaRows)) * kMmaWarps;
@@ -219,10 +221,10 @@ inline bool fits_wgmma(const AttentionForward& p) {
 }
 
 // False where the device or the build lacks what it takes.
-template <class T, int kWidth>
-bool launch_wgmma(const AttentionForward& p, unsigned char* spoiled, cudaStream_t stream) {
-  auto kernel = attention_wgmma_kernel<T, kWidth>;
-  Launch l{{}, dim3((1 + kGroups) * kGroupThreads), std::size_t(GroupMemory<T, kWidth>::kBytes)};
+template <class T, class Plan>
+bool launch_plan(const AttentionForward& p, unsigned char* spoiled, cudaStream_t stream) {
+  auto kernel = attention_wgmma_kernel<T, Plan>;
+  Launch l{{}, dim3((1 + kGroups) * kGroupThreads), std::size_t(GroupMemory<T, Plan>::kBytes)};
   Limits most = limits(reinterpret_cast<const void*>(kernel));
   if (!most.has_body || l.shared_bytes + sizeof(GroupBarriers) > std::size_t(most.max_shared)) return false;
   Schedule schedule{int(p.batch * p.kv_heads), int(ceil_div(p.group() * p.query_len, kGroupRows)), 1};
@@ -231,6 +233,13 @@ bool launch_wgmma(const AttentionForward& p, unsigned char* spoiled, cudaStream_
   l.stream = stream;
   launch(l, kernel, p, schedule, spoiled);
   return true;
+}
+// Widths up to 64 leave registers for more keys at a time, where the last tile of them is a small part of all.
+template <class T, int kWidth>
+bool launch_wgmma(const AttentionForward& p, unsigned char* spoiled, cudaStream_t stream) {
+  if constexpr (kWidth == 64)
+    if (p.key_len >= 2048) return launch_plan<T, ForwardPlan<64, 192>>(p, spoiled, stream);
+  return launch_plan<T, ForwardPlan<kWidth, 128>>(p, spoiled, stream);
 }
 
 }  // namespace seqkern::cuda

@@ -7,7 +7,7 @@
 namespace hostcuda {
 namespace {
 
-constexpr int kOperations = 64, kTargets = 4, kWarps = 32, kColumns = 128;
+constexpr int kOperations = 64, kTargets = 4, kWarps = 32, kColumns = 256;
 
 struct Operation {
   Wgmma call;
