@@ -190,16 +190,33 @@ def recurrent() -> Iterator[Row]:
 
 
 def passes() -> Iterator[Row]:
-    x = torch.randn(8192, 4096, device="cuda", dtype=torch.bfloat16)
-    given, f = cupy.from_dlpack(x), torch.nn.functional
-    calls = {
-        "layer_norm": (lambda: seqkern.layer_norm(given, 4096), lambda: f.layer_norm(x, (4096,))),
-        "softmax": (lambda: seqkern.softmax(given), lambda: f.softmax(x, -1)),
-        "gelu": (lambda: seqkern.gelu(given), lambda: f.gelu(x)),
+    x, residual, dy = (torch.randn(8192, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    weight = torch.ones(4096, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    given, added, dout = (cupy.from_dlpack(t) for t in (x, residual, dy))
+    own_weight, f = cupy.from_dlpack(weight.detach()), torch.nn.functional
+    _, saved = seqkern.layer_norm_forward(given, 4096, own_weight, own_weight)
+    leaf = x.detach().requires_grad_()
+    normed = f.layer_norm(leaf, (4096,), weight, weight)
+
+    def add_norm() -> Any:
+        summed = x + residual
+        return summed, f.layer_norm(summed, (4096,))
+
+    calls = {  # arrays read and written, ours, torch's
+        "layer_norm": (2, lambda: seqkern.layer_norm(given, 4096), lambda: f.layer_norm(x, (4096,))),
+        "add_layer_norm": (4, lambda: seqkern.add_layer_norm(given, added, 4096), add_norm),
+        "layer_norm backward": (
+            3,
+            lambda: seqkern.layer_norm_backward(dout, saved),
+            lambda: torch.autograd.grad(normed, (leaf, weight), dy, retain_graph=True),
+        ),
+        "softmax": (2, lambda: seqkern.softmax(given), lambda: f.softmax(x, -1)),
+        "gelu": (2, lambda: seqkern.gelu(given), lambda: f.gelu(x)),
     }
-    for name, (mine, theirs) in calls.items():
+    for name, (arrays, mine, theirs) in calls.items():
         time = timed(mine)
-        yield Row(f"{name} bf16 [8192, 4096]", time, f"{4 * x.numel() / time / 1e9:.2f} TB/s", {"torch": timed(theirs)})
+        figure = f"{2 * arrays * x.numel() / time / 1e9:.2f} TB/s"
+        yield Row(f"{name} bf16 [8192, 4096]", time, figure, {"torch": timed(theirs)})
 
 
 def overhead() -> Iterator[Row]:

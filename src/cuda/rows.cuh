@@ -2,7 +2,8 @@
 //
 // A thread takes kWidth adjacent columns at a time: 16 bytes of the storage type where all rows start at multiples of
 // 16 bytes, else one column. What a kernel passes over more than once it keeps (KeptRow), as far as registers go;
-// the rest comes out of L1.
+// the rest comes out of L1. Rows that are kept as a whole have kernels of their own: the code for a rest takes
+// registers, and with them threads that could be reading.
 #pragma once
 #include <initializer_list>
 
@@ -25,10 +26,17 @@ struct Given {
   acc_t<T> otherwise;
 };
 
-// A row of which a thread keeps its first kKept pieces.
-inline constexpr int kKept = 2;
-template <class T, int kWidth>
+// What a thread has of a row: pieces of kWidth columns, of which it keeps the first kKept, or all.
+template <int kWidth_, bool kWhole_ = false>
+struct Pieces {
+  static constexpr int kWidth = kWidth_, kKept = kWhole_ ? 4 : 2;
+  static constexpr bool kWhole = kWhole_;
+};
+template <class P>
+inline constexpr int kMostThreads = P::kWhole ? 128 : 256;
+template <class T, class P>
 struct KeptRow {
+  static constexpr int kWidth = P::kWidth, kKept = P::kKept;
   const T* data;
   Adjacent<T, kWidth> kept[kKept] = {};
 
@@ -38,6 +46,29 @@ struct KeptRow {
       unsigned j = (unsigned(i) * blockDim.x + threadIdx.x) * kWidth;
       if (j < unsigned(columns)) copy_word<sizeof kept[i]>(kept[i].v, row + j);
     }
+  }
+  // Another row is added; the sum, rounded, is written to `sum`.
+  SEQKERN_INLINE void add(const T* other, T* sum, index_t columns) {
+    auto add_at = [&](unsigned j, Adjacent<T, kWidth> mine) {
+      Adjacent<T, kWidth> theirs;
+      acc_t<T> values[kWidth];
+      copy_word<sizeof theirs>(theirs.v, other + j);
+      SEQKERN_UNROLL
+      for (int k = 0; k < kWidth; ++k) values[k] = load(mine.v + k) + load(theirs.v + k);
+      store_all(mine, values);
+      copy_word<sizeof mine>(sum + j, mine.v);
+      return mine;
+    };
+    unsigned j = threadIdx.x * kWidth;
+    SEQKERN_UNROLL
+    for (int i = 0; i < kKept; ++i, j += blockDim.x * kWidth)
+      if (j < unsigned(columns)) kept[i] = add_at(j, kept[i]);
+    for (; !P::kWhole && j < unsigned(columns); j += blockDim.x * kWidth) {
+      Adjacent<T, kWidth> mine;
+      copy_word<sizeof mine>(mine.v, data + j);
+      add_at(j, mine);
+    }
+    data = sum;
   }
 };
 
@@ -61,8 +92,8 @@ SEQKERN_INLINE Values<acc_t<T>, kWidth> values_at(const T* row, unsigned j) {
   for (int k = 0; k < kWidth; k += kCount) copy_word<kBytes>(piece.v + k, row + j + k);
   return loaded(piece);
 }
-template <int kWidth, int i, class T>
-SEQKERN_INLINE Values<acc_t<T>, kWidth> values_at(const KeptRow<T, kWidth>& row, unsigned j) {
+template <int kWidth, int i, class T, class P>
+SEQKERN_INLINE Values<acc_t<T>, kWidth> values_at(const KeptRow<T, P>& row, unsigned j) {
   if constexpr (i < 0) return values_at<kWidth, i>(row.data, j);
   else return loaded(row.kept[i]);
 }
@@ -75,28 +106,30 @@ SEQKERN_INLINE Values<acc_t<T>, kWidth> values_at(const Given<T>& row, unsigned 
 }
 
 // f(first column, its values and the next kWidth - 1 in each of the rows...) for this thread's pieces.
-template <int kWidth, int i = 0, class F, class... Rows>
+template <class P, int i = 0, class F, class... Rows>
 SEQKERN_INLINE void for_pieces(unsigned columns, F f, const Rows&... rows) {
+  constexpr int kWidth = P::kWidth;
   unsigned j = (unsigned(i) * blockDim.x + threadIdx.x) * kWidth;
-  if constexpr (i < kKept) {
+  if constexpr (i < P::kKept) {
     if (j < columns) f(j, values_at<kWidth, i>(rows, j)...);
-    for_pieces<kWidth, i + 1>(columns, f, rows...);
-  } else {
+    for_pieces<P, i + 1>(columns, f, rows...);
+  } else if constexpr (!P::kWhole) {
     for (; j < columns; j += blockDim.x * kWidth) f(j, values_at<kWidth, -1>(rows, j)...);
   }
 }
 // f(column, its value in each of the rows...) for this thread's columns, of fewer than 2^31.
-template <int kWidth = 1, class F, class... Rows>
+template <class P = Pieces<1>, class F, class... Rows>
 SEQKERN_INLINE void for_columns(index_t columns, F f, const Rows&... rows) {
   auto one_by_one = [&](unsigned j, auto... values) {
     SEQKERN_UNROLL
-    for (int k = 0; k < kWidth; ++k) f(index_t(j + unsigned(k)), values.v[k]...);
+    for (int k = 0; k < P::kWidth; ++k) f(index_t(j + unsigned(k)), values.v[k]...);
   };
-  for_pieces<kWidth>(unsigned(columns), one_by_one, rows...);
+  for_pieces<P>(unsigned(columns), one_by_one, rows...);
 }
 // to[column] = f(...)
-template <int kWidth, class T, class F, class... Rows>
+template <class P, class T, class F, class... Rows>
 SEQKERN_INLINE void map_columns(index_t columns, T* to, F f, const Rows&... rows) {
+  constexpr int kWidth = P::kWidth;
   auto piecewise = [&](unsigned j, auto... values) {
     Adjacent<T, kWidth> piece{};
     acc_t<T> mapped[kWidth];
@@ -105,29 +138,36 @@ SEQKERN_INLINE void map_columns(index_t columns, T* to, F f, const Rows&... rows
     store_all(piece, mapped);
     copy_word<sizeof piece>(to + j, piece.v);
   };
-  for_pieces<kWidth>(unsigned(columns), piecewise, rows...);
+  for_pieces<P>(unsigned(columns), piecewise, rows...);
 }
 
 template <class... Parameters, class... Arguments>
-void launch_rows(index_t rows, index_t columns, void* stream, void (*kernel)(Parameters...), Arguments... arguments) {
-  if (!rows || !columns) return;
-  if (columns > 0x7fffffff - 1024 * 8) throw DeviceError("a row of 2^31 columns");
+void launch_rows(index_t rows, dim3 threads, void* stream, void (*kernel)(Parameters...), Arguments... arguments) {
+  if (!rows) return;
   Launch l;
-  l.threads = columns <= 1024 ? dim3(32, 4) : dim3(256);
-  index_t blocks = ceil_div(rows, index_t(l.threads.y));
+  l.threads = threads;
+  index_t blocks = ceil_div(rows, index_t(threads.y));
   l.blocks = dim3(unsigned(min_of(blocks, 65536)));
   l.stream = static_cast<cudaStream_t>(stream);
   launch(l, kernel, arguments...);
 }
+// Threads of a block, and of each of its rows.
+inline dim3 row_threads(index_t columns) {
+  if (columns > 0x7fffffff - 1024 * 8) throw DeviceError("a row of 2^31 columns");
+  return columns <= 1024 ? dim3(32, 4) : dim3(256);
+}
 
-// run<kWidth>() for rows of T that start at these addresses and lie one after the other.
+// run(threads, pieces) for rows of T that start at these addresses and lie one after the other.
 template <class T, class Run>
-void for_width(index_t columns, std::initializer_list<const void*> arrays, Run run) {
-  constexpr int kWidth = 16 / int(sizeof(T));
+void for_rows_of(index_t columns, std::initializer_list<const void*> arrays, Run run) {
+  constexpr int kWidth = 16 / int(sizeof(T)), kKept = Pieces<kWidth, true>::kKept;
+  if (!columns) return;
   bool wide = columns % kWidth == 0;
   for (auto p : arrays) wide = wide && std::uintptr_t(p) % 16 == 0;
-  if (wide) run.template operator()<kWidth>();
-  else run.template operator()<1>();
+  if (wide && columns <= 32 * kKept * kWidth) run(dim3(32, 4), Pieces<kWidth, true>());
+  else if (wide && columns <= 128 * kKept * kWidth) run(dim3(128), Pieces<kWidth, true>());
+  else if (wide) run(row_threads(columns), Pieces<kWidth>());
+  else run(row_threads(columns), Pieces<1>());
 }
 
 }  // namespace seqkern::cuda

@@ -11,27 +11,22 @@
 namespace seqkern::cuda {
 namespace {
 
-template <bool kCentred, class T, int kWidth>
-__global__ void norm_forward_kernel(NormForward p) {
+template <bool kCentred, class T, class P>
+__global__ void __launch_bounds__(kMostThreads<P>, P::kWhole ? 8 : 1) norm_forward_kernel(NormForward p) {
   using A = acc_t<T>;
   constexpr bool kCorrected = kCentred && sizeof(T) > 2;  // what the mean lacks is far below 16 bits
   Given<A> weight{static_cast<const A*>(p.weight), 1}, bias{static_cast<const A*>(p.bias), 0};
   for_rows(p.rows, [&](index_t r) {
     index_t C = p.columns;
-    auto row = static_cast<const T*>(p.x) + r * C;
-    if (p.residual) {  // every thread reads back only what it wrote
-      auto summed = static_cast<T*>(p.summed) + r * C;
-      map_columns<kWidth>(
-          C, summed, [](index_t, A x, A y) { return x + y; }, row, static_cast<const T*>(p.residual) + r * C);
-      row = summed;
-    }
-    KeptRow<T, kWidth> s(row, C);
+    KeptRow<T, P> s(static_cast<const T*>(p.x) + r * C, C);
+    if (p.residual)  // past what is kept every thread reads back only what it wrote
+      s.add(static_cast<const T*>(p.residual) + r * C, static_cast<T*>(p.summed) + r * C, C);
     A mean = 0, shift = 0, squares = 0;
     if (kCentred) {
-      for_columns<kWidth>(C, [&](index_t, A v) { mean += v; }, s);
+      for_columns<P>(C, [&](index_t, A v) { mean += v; }, s);
       mean = reduce_row(Sum{}, mean) / A(C);
     }
-    for_columns<kWidth>(
+    for_columns<P>(
         C,
         [&](index_t, A v) {
           A d = v - mean;
@@ -46,7 +41,7 @@ __global__ void norm_forward_kernel(NormForward p) {
       static_cast<A*>(p.rstd)[r] = rstd;
       if (kCentred) static_cast<A*>(p.mean)[r] = mean + shift;
     }
-    map_columns<kWidth>(
+    map_columns<P>(
         C, static_cast<T*>(p.y) + r * C,
         [&](index_t, A v, A w, A b) {
           A h = ((v - mean) - shift) * (rstd * w);
@@ -56,17 +51,17 @@ __global__ void norm_forward_kernel(NormForward p) {
   });
 }
 
-template <bool kCentred, class T, int kWidth>
+template <bool kCentred, class T, class P>
 __global__ void norm_backward_kernel(NormBackward p, acc_t<T>* shifts) {
   using A = acc_t<T>;
   Given<A> weight{static_cast<const A*>(p.weight), 1};
   for_rows(p.rows, [&](index_t r) {
     index_t C = p.columns;
-    KeptRow<T, kWidth> s(static_cast<const T*>(p.summed) + r * C, C), dy(static_cast<const T*>(p.dy) + r * C, C);
+    KeptRow<T, P> s(static_cast<const T*>(p.summed) + r * C, C), dy(static_cast<const T*>(p.dy) + r * C, C);
     Given<T> dsummed{p.dsummed ? static_cast<const T*>(p.dsummed) + r * C : nullptr, 0};
     A mean = kCentred ? static_cast<const A*>(p.mean)[r] : A(0), rstd = static_cast<const A*>(p.rstd)[r];
     A shift = 0, mean_g = 0, along = 0;
-    for_columns<kWidth>(
+    for_columns<P>(
         C,
         [&](index_t, A v, A dv, A w) {
           A d = v - mean, g = dv * w;
@@ -80,7 +75,7 @@ __global__ void norm_backward_kernel(NormBackward p, acc_t<T>* shifts) {
     }
     along = (reduce_row(Sum{}, along) / A(C) - shift * mean_g) * rstd;
     if (threadIdx.x == 0) shifts[r] = shift;
-    map_columns<kWidth>(
+    map_columns<P>(
         C, static_cast<T*>(p.dx) + r * C,
         [&](index_t, A v, A dv, A w, A more) {
           A h = ((v - mean) - shift) * rstd;
@@ -148,8 +143,8 @@ __global__ void slices_kernel(index_t columns, const A* from, A* dweight, A* dbi
 template <bool kCentred>
 void forward(const NormForward& p, void* stream) {
   for_type(p.dtype, [&]<class T>() {
-    for_width<T>(p.columns, {p.x, p.residual, p.summed, p.y, p.weight, p.bias}, [&]<int kWidth>() {
-      launch_rows(p.rows, p.columns, stream, norm_forward_kernel<kCentred, T, kWidth>, p);
+    for_rows_of<T>(p.columns, {p.x, p.residual, p.summed, p.y, p.weight, p.bias}, [&]<class P>(dim3 threads, P) {
+      launch_rows(p.rows, threads, stream, norm_forward_kernel<kCentred, T, P>, p);
     });
   });
 }
@@ -160,9 +155,10 @@ void backward(const NormBackward& p, void* workspace, void* stream_) {
   for_type(p.dtype, [&]<class T>() {
     using A = acc_t<T>;
     auto sums = static_cast<A*>(workspace), shifts = sums + kSlices * 2 * p.columns;
-    for_width<T>(p.columns, {p.summed, p.dy, p.dsummed, p.dx, p.weight}, [&]<int kWidth>() {
-      launch_rows(p.rows, p.columns, stream_, norm_backward_kernel<kCentred, T, kWidth>, p, shifts);
-      if (!p.columns || !(p.dweight || p.dbias)) return;
+    for_rows_of<T>(p.columns, {p.summed, p.dy, p.dsummed, p.dx, p.weight}, [&]<class P>(dim3 threads, P) {
+      constexpr int kWidth = P::kWidth;
+      launch_rows(p.rows, threads, stream_, norm_backward_kernel<kCentred, T, P>, p, shifts);
+      if (!(p.dweight || p.dbias)) return;
       Launch l{dim3(unsigned(ceil_div(p.columns, 32 * kWidth)), kSlices), dim3(32, kSumWarps)};
       l.stream = stream;
       launch(l, parameter_sums_kernel<kCentred, T, kWidth>, p, shifts, sums);

@@ -33,7 +33,7 @@ __global__ void rope_kernel(Rope p) {
 }  // namespace
 
 void rope(const Rope& p, void* stream) {
-  for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, p.dim, stream, rope_kernel<T>, p); });
+  if (p.dim) for_type(p.dtype, [&]<class T>() { launch_rows(p.rows, row_threads(p.dim), stream, rope_kernel<T>, p); });
 }
 
 }  // namespace seqkern::cuda
