@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 from numpy import ndarray
@@ -38,30 +38,39 @@ def library_of(value: Any) -> str | None:
     return root if root in ("torch", "cupy") and hasattr(value, "dtype") else None
 
 
-def find_library(values: Any) -> str | None:
-    """The one foreign array library used anywhere in nested arguments."""
-    found = None
+_SCALARS = frozenset((type(None), bool, int, float, str))
+
+
+def _survey(values: Any, library: str | None = None, host: bool = False) -> tuple[str | None, bool]:
+    """The one foreign array library used anywhere in nested arguments, and whether there is a NumPy array."""
     for value in values:
+        if type(value) in _SCALARS:
+            continue
         if isinstance(value, (tuple, list)):
-            found = found or find_library(value)
+            library, host = _survey(value, library, host)
         elif isinstance(value, dict):
-            found = found or find_library(value.values())
+            library, host = _survey(value.values(), library, host)
+        elif isinstance(value, ndarray):
+            host = True
         else:
-            found = found or library_of(value)
-    return found
+            library = library or library_of(value)
+    return library, host
 
 
 def run(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call ``op`` for arguments that are not all NumPy arrays."""
-    library = find_library((args, kwargs))
+    library, host = _survey((args, kwargs))
     if library is None:
         return op(*args, **kwargs)
     if library == "cupy":
+        if host:
+            _refuse_host(op, "CuPy arrays")
         from ._gpu import on_gpu
 
-        _expect_cupy(op.__name__, (args, kwargs), "CuPy arrays")
         return on_gpu(op)(*args, **kwargs)
     if _on_cuda((args, kwargs)):
+        if host:
+            _refuse_host(op, "torch tensors")
         return _run_cuda_tensors(op, args, kwargs)
     as_numpy = _Conversion(op.__name__)
     result = op(*as_numpy.tree(args), **as_numpy.tree(kwargs))
@@ -78,11 +87,9 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _expect_cupy(op: str, values: Any, others: str) -> None:
-    """TypeError for an array of the host among arrays of a device: nothing is copied unasked."""
-    for value in _leaves(values):
-        if isinstance(value, ndarray):
-            raise TypeError(f"{op}: got a NumPy array while other arguments are {others}")
+def _refuse_host(op: Callable[..., Any], others: str) -> NoReturn:
+    """For an array of the host among arrays of a device: nothing is copied unasked."""
+    raise TypeError(f"{op.__name__}: got a NumPy array while other arguments are {others}")
 
 
 def _on_cuda(values: Any) -> bool:
@@ -96,7 +103,6 @@ def _run_cuda_tensors(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
     from ._gpu import on_gpu
 
-    _expect_cupy(op.__name__, (args, kwargs), "torch tensors")
     conversion = _Conversion(op.__name__, cupy)
     device = next(v.device for v in _leaves((args, kwargs)) if library_of(v) == "torch" and v.device.type == "cuda")
     stream = torch.cuda.current_stream(device)

@@ -65,14 +65,18 @@ std::vector<index_t> integers_on_host(const pybind11::array& a) {
 }  // namespace
 
 py::array as_array(const char* op, const char* name, py::handle object) {
+#if defined(SEQKERN_DEVICE_ARRAYS)
+  auto a = py::reinterpret_borrow<py::array>(object);  // null for what is none
+#else
   auto a = py::isinstance<py::array>(object) ? py::reinterpret_borrow<py::array>(object) : no_array();
+#endif
   if (!a)
     throw py::type_error(describe(op, name) + " must be " + kArray + ", got " +
                          std::string(py::str(py::type::of(object).attr("__name__"))));
   if (!native(a.dtype()))
     throw py::type_error(describe(op, name) + " must be in native byte order, got dtype " + dtype_text(a));
 #if defined(SEQKERN_DEVICE_ARRAYS)
-  if (a.size()) device::expect_here(describe(op, name), a.data());
+  if (a.size()) device::expect_here(describe(op, name), a.data(), a.device());
 #endif
   return a;
 }

@@ -1,4 +1,6 @@
 // The device of _cuda: CuPy's arrays and streams, and the CUDA runtime's word on whose memory it is.
+#include <pybind11/gil_safe_call_once.h>
+
 #include "device_array.h"
 
 #include "cuda/launch.cuh"
@@ -10,6 +12,22 @@ int current() {
   int device;
   cuda::check(cudaGetDevice(&device));
   return device;
+}
+
+// What is looked up once.
+struct Cupy {
+  pybind11::module_ module = pybind11::module_::import("cupy");
+  pybind11::object ndarray = module.attr("ndarray"), empty = module.attr("empty");
+  pybind11::object current_stream = module.attr("cuda").attr("get_current_stream");
+};
+const Cupy& cupy() {
+  PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<Cupy> found;
+  try {
+    return found.call_once_and_store_result([] { return Cupy(); }).get_stored();
+  } catch (pybind11::error_already_set& error) {
+    if (!error.matches(PyExc_ImportError)) throw;
+    throw pybind11::import_error("seqkern on a GPU needs CuPy: pip install 'seqkern[cuda13]' or 'seqkern[cuda12]'");
+  }
 }
 
 // Records on one stream what the other then waits for; the host waits for neither.
@@ -24,13 +42,10 @@ void order(cudaStream_t first, cudaStream_t then) {
 
 }  // namespace
 
-pybind11::module_ arrays() {
-  try {
-    return pybind11::module_::import("cupy");
-  } catch (pybind11::error_already_set& error) {
-    if (!error.matches(PyExc_ImportError)) throw;
-    throw pybind11::import_error("seqkern on a GPU needs CuPy: pip install 'seqkern[cuda13]' or 'seqkern[cuda12]'");
-  }
+pybind11::module_ arrays() { return cupy().module; }
+
+bool is_own(pybind11::handle object) {
+  return Py_TYPE(object.ptr()) == reinterpret_cast<PyTypeObject*>(cupy().ndarray.ptr());
 }
 
 pybind11::array on_host(pybind11::handle array) { return arrays().attr("asnumpy")(array); }
@@ -39,10 +54,7 @@ pybind11::object interface_of(pybind11::handle object) {
   return pybind11::getattr(object, "__cuda_array_interface__", pybind11::none());
 }
 
-void* stream() {
-  auto number = arrays().attr("cuda").attr("get_current_stream")().attr("ptr").cast<std::uintptr_t>();
-  return reinterpret_cast<void*>(number);
-}
+void* stream() { return reinterpret_cast<void*>(cupy().current_stream().attr("ptr").cast<std::uintptr_t>()); }
 
 void wait_for(pybind11::handle theirs) {
   if (theirs.is_none()) return;
@@ -52,19 +64,23 @@ void wait_for(pybind11::handle theirs) {
   order(reinterpret_cast<cudaStream_t>(first), reinterpret_cast<cudaStream_t>(then));
 }
 
-void expect_here(const std::string& what, const void* data) {
-  cudaPointerAttributes memory;
-  cuda::check(cudaPointerGetAttributes(&memory, data));
-  if (memory.type == cudaMemoryTypeUnregistered || memory.type == cudaMemoryTypeHost)
-    throw pybind11::value_error(what + " must lie in a device's memory, got memory of the host");
-  if (memory.type == cudaMemoryTypeDevice && memory.device != current())
+void expect_here(const std::string& what, const void* data, int device) {
+  if (device < 0) {
+    cudaPointerAttributes memory;
+    cuda::check(cudaPointerGetAttributes(&memory, data));
+    if (memory.type == cudaMemoryTypeUnregistered || memory.type == cudaMemoryTypeHost)
+      throw pybind11::value_error(what + " must lie in a device's memory, got memory of the host");
+    if (memory.type != cudaMemoryTypeDevice) return;
+    device = memory.device;
+  }
+  if (device != current())
     throw pybind11::value_error(what + " must be on the current device, " + std::to_string(current()) +
-                                ", got an array on device " + std::to_string(memory.device) +
+                                ", got an array on device " + std::to_string(device) +
                                 ": make that the current one with cupy.cuda.Device");
 }
 
 pybind11::object workspace(std::size_t bytes, void** memory) {
-  pybind11::object array = arrays().attr("empty")(bytes, "u1");  // from CuPy's pool, whose blocks suit any type
+  pybind11::object array = cupy().empty(bytes, "u1");  // from CuPy's pool, whose blocks suit any type
   *memory = reinterpret_cast<void*>(array.attr("data").attr("ptr").cast<std::uintptr_t>());
   return array;
 }

@@ -10,10 +10,15 @@ pybind11::object attribute(pybind11::handle object, const char* name) {
 }
 
 // ml_dtypes' bfloat16 has no letter of its own: libraries agree on two plain bytes.
-pybind11::dtype dtype_of(const pybind11::object& text) {
-  if (text.cast<std::string>() == "<V2")
-    return pybind11::dtype::from_args(pybind11::module_::import("ml_dtypes").attr("bfloat16"));
-  return pybind11::dtype::from_args(text);
+pybind11::dtype known(pybind11::dtype dtype) {
+  if (dtype.kind() != 'V' || dtype.itemsize() != 2) return dtype;
+  return pybind11::dtype::from_args(pybind11::module_::import("ml_dtypes").attr("bfloat16"));
+}
+
+std::vector<index_t> numbers(const pybind11::tuple& from) {
+  std::vector<index_t> to(from.size());
+  for (std::size_t i = 0; i < to.size(); ++i) to[i] = from[i].cast<index_t>();
+  return to;
 }
 
 }  // namespace
@@ -25,8 +30,19 @@ DeviceArray::DeviceArray(const pybind11::dtype& dtype, const std::vector<index_t
   describe();
 }
 
+// The attributes themselves: the dict of an interface, made anew each time, takes longer than a small kernel.
+void DeviceArray::describe_own() {
+  dtype_ = known(pybind11::reinterpret_borrow<pybind11::dtype>(attr("dtype")));
+  shape_ = numbers(attr("shape"));
+  strides_ = numbers(attr("strides"));
+  pybind11::object memory = attr("data");
+  data_ = reinterpret_cast<void*>(memory.attr("ptr").cast<std::uintptr_t>());
+  device_ = memory.attr("device_id").cast<int>();
+}
+
 void DeviceArray::describe() {
   if (!m_ptr) return;
+  if (device::is_own(*this)) return describe_own();
   pybind11::object interface = device::interface_of(*this);
   if (interface.is_none()) {  // DLPack alone: that library takes it in, without a copy
     pybind11::object device = attribute(*this, "__dlpack_device__"), taken;
@@ -36,14 +52,14 @@ void DeviceArray::describe() {
     pybind11::object::operator=(std::move(taken));
     if (!m_ptr) return;
   }
-  dtype_ = dtype_of(interface["typestr"]);
-  shape_ = interface["shape"].cast<std::vector<index_t>>();
+  dtype_ = known(pybind11::dtype::from_args(interface["typestr"]));
+  shape_ = numbers(interface["shape"]);
   auto data = interface["data"].cast<pybind11::tuple>();
   data_ = reinterpret_cast<void*>(data[0].cast<std::uintptr_t>());
   read_only_ = data[1].cast<bool>();
   pybind11::object strides = interface.attr("get")("strides");
   if (!strides.is_none()) {
-    strides_ = strides.cast<std::vector<index_t>>();
+    strides_ = numbers(strides);
   } else {
     strides_.resize(shape_.size());
     index_t step = itemsize();

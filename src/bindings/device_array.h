@@ -31,25 +31,30 @@ class DeviceArray : public pybind11::object {
   const void* data() const { return data_; }
   void* mutable_data() const { return data_; }
   bool writeable() const { return !read_only_; }
-  int flags() const;  // of NPY_ARRAY_*: C_CONTIGUOUS and ALIGNED
+  int flags() const;                      // of NPY_ARRAY_*: C_CONTIGUOUS and ALIGNED
+  int device() const { return device_; }  // -1: not known
 
  private:
   void describe();
+  void describe_own();
 
   pybind11::dtype dtype_ = pybind11::reinterpret_steal<pybind11::dtype>(pybind11::handle());
   std::vector<index_t> shape_, strides_;
   void* data_ = nullptr;
   bool read_only_ = false;
+  int device_ = -1;
 };
 
 // The only place that knows which device it is: cuda_device.cpp for a GPU, tests/hostcuda/device.cpp for the host.
 namespace device {
 
-pybind11::module_ arrays();                                    // CuPy
-pybind11::object interface_of(pybind11::handle object);        // a dict as of __cuda_array_interface__, or None
-void* stream();                                                // the current one
-void wait_for(pybind11::handle stream);                        // that of an interface: None, or a number
-void expect_here(const std::string& what, const void* data);   // memory of the current device, or ValueError
+pybind11::module_ arrays();                              // CuPy
+bool is_own(pybind11::handle object);                    // an array of that library: in order with its stream
+pybind11::object interface_of(pybind11::handle object);  // a dict as of __cuda_array_interface__, or None
+void* stream();                                          // the current one
+void wait_for(pybind11::handle stream);                  // that of an interface: None, or a number
+// Memory of the current device, or ValueError; `device` is the memory's, or -1 where that is not known.
+void expect_here(const std::string& what, const void* data, int device);
 pybind11::object workspace(std::size_t bytes, void** memory);  // 256-byte aligned
 pybind11::array on_host(pybind11::handle array);               // a copy, which waits for the device
 pybind11::dict information();

@@ -27,6 +27,7 @@ __all__ = [
 
 Array = Any
 Window = tuple[int | None, int | None]
+_FINITE = float(np.finfo(np.float32).max)
 _OP, _PACKED = "scaled_dot_product_attention", "attention_varlen"
 
 
@@ -110,10 +111,9 @@ def _options(
     if scale is None:
         head_dim = query.shape[-1] if getattr(query, "ndim", 0) else 1
         scale = 1 / math.sqrt(max(head_dim, 1))
-    finite = np.finfo(np.float32).max
     return (
-        number(op, "scale", scale, -finite, finite),
-        number(op, "softcap", 0.0 if softcap is None else softcap, 0.0, finite),
+        number(op, "scale", scale, -_FINITE, _FINITE),
+        number(op, "softcap", 0.0 if softcap is None else softcap, 0.0, _FINITE),
         dropout_p,
         "top_left" if is_causal else causal or "",
         *_window(op, window),
