@@ -23,6 +23,8 @@
 
 namespace seqkern {
 
+class FrozenWeight;
+
 struct RecurrentInputs {
   DType dtype = DType::f32, weight_dtype = DType::f32;
   index_t seq_len = 0, batch = 0, input_size = 0, hidden_size = 0, proj_size = 0;
@@ -43,6 +45,8 @@ struct RecurrentForward : RecurrentInputs {
   void* gates = nullptr;                              // [T, N, G*H] after activation; optional
   void* cells = nullptr;                              // LSTM [T, N, H]; optional
   void* hidden_n = nullptr;                           // GRU, reset_after: h W_hn' + b_hn, [T, N, H]; optional
+  // On the CPU: where weights that are frozen keep their packed forms.
+  FrozenWeight *frozen_ih = nullptr, *frozen_hh = nullptr, *frozen_hr = nullptr;
 };
 
 // Activation gradients are written; every weight gradient is written too (the layer above adds them up).

@@ -19,6 +19,8 @@
 
 namespace seqkern {
 
+class FrozenWeight;
+
 #if !defined(SEQKERN_DEVICE_ARRAYS)
 namespace py = pybind11;
 
@@ -119,6 +121,10 @@ void expect_shape(const char* op, const char* name, const A& a, const Shape& wan
 
 Precision as_precision(const char* op, std::string_view name);
 
+#if !defined(SEQKERN_DEVICE_ARRAYS)
+FrozenWeight* frozen(const py::array& a);  // whose memory this is, all of it; or null
+#endif
+
 py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape);
 py::array empty(const py::dtype& dtype, const Shape& shape);
 py::dtype numpy_dtype(DType dtype);  // f32 or f64
@@ -135,6 +141,7 @@ void register_rope(py::module_&);
 void register_attention(py::module_&);
 void register_attention_paged(py::module_&);
 void register_runtime(py::module_&);
+void register_frozen(py::module_&);
 void register_cuda(py::module_&);  // those that have CUDA kernels
 
 }  // namespace seqkern

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_cpu, m) {
   seqkern::register_attention(m);
   seqkern::register_attention_paged(m);
   seqkern::register_runtime(m);
+  seqkern::register_frozen(m);
 }

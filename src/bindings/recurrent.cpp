@@ -111,6 +111,9 @@ py::tuple forward(Layer& layer, void (*kernel)(const RecurrentForward&), bool fl
   RecurrentForward p;
   layer.fill(p, precision);
   p.reverse = reverse;
+  p.frozen_ih = frozen(layer.weight_ih.array()), p.frozen_hh = frozen(layer.weight_hh.array());
+  p.frozen_hr = frozen(layer.weight_hr.array());
+  if (p.frozen_hr == p.frozen_ih || p.frozen_hr == p.frozen_hh) p.frozen_hr = nullptr;  // one layout at a time
   (layer.kind == Kind::rnn ? p.relu : p.reset_after) = flag;
   py::object y = py::none(), c_n = py::none(), gates = py::none(), extra = py::none();
   auto make = [](py::object& to, const py::dtype& type, const std::vector<index_t>& shape) {

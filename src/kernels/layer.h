@@ -3,10 +3,11 @@
 // Two ways to multiply, chosen by the batch size alone so that chunks of a sequence equal the whole bit for
 // bit: below kPackRows rows the weights are read where they lie (dot.h), from there on they are packed once
 // per call and multiplied in register tiles (tile.h), or on the matrix unit where mode and sizes ask for it
-// (tile_layer.h).
+// (tile_layer.h). What is made of a frozen weight is kept for the next call (cpu/frozen.h).
 #pragma once
 #include <type_traits>
 
+#include "cpu/frozen.h"
 #include "cpu/thread_pool.h"
 #include "products.h"
 #include "seqkern/recurrent.h"
@@ -94,6 +95,8 @@ struct Operand {
   bool few_pairs;
 };
 
+inline constexpr char kIsa{};  // its address names the instruction set that packed a form
+
 // A weight [gates * units, depth]; its product with an operand gives [rows, gates, block] per block of units.
 template <class A, class W>
 struct GateWeight {
@@ -101,15 +104,18 @@ struct GateWeight {
   index_t units, depth;
   int gates;
   index_t block;         // unit_block
+  FrozenWeight* frozen;  // of those weights, or null
   A* packed = nullptr;   // [blocks, gates, depth, panel], of one block where it is passing
   bool passing = false;  // met once: every block is packed when it is met, into the same place in L2
   TilePanels tiles{};    // instead, when it has parts
   W* stream = nullptr;   // instead, for few rows: take_stream
+  FrozenWeight::Form* kept = nullptr;
 
   void take(Job& job, int parts) {
+    index_t all = blocks() * gates;
     tiles.depth = depth, tiles.parts = parts;
-    if (parts) tiles.take(job, blocks() * gates);
-    else packed = job.take<A>(packed_size());
+    if (parts) tiles.place(room(job, FrozenWeight::tiles + parts - 1, tiles.bytes(all)), all);
+    else packed = static_cast<A*>(room(job, FrozenWeight::panels, std::size_t(blocks() * block_size()) * sizeof(A)));
   }
   void take_passing(Job& job, int threads) {
     passing = true;
@@ -122,21 +128,28 @@ struct GateWeight {
     return own;
   }
   // A copy as the walk reads it (lay_out_stream), for weights that are read many times over.
-  void take_stream(Job& job) { stream = job.take<W>(blocks() * gates * stream_size<W>(depth)); }
-  void lay_out(Range own) const {
-    for (index_t b = own.begin; b < own.end; ++b)
-      for (int g = 0; g < gates; ++g) lay_out_stream(rows(b, g), depth, width(b), depth, stream_of(b, g));
+  void take_stream(Job& job) {
+    std::size_t count = std::size_t(blocks() * gates * stream_size<W>(depth));
+    stream = static_cast<W*>(room(job, FrozenWeight::stream, count * sizeof(W)));
   }
   index_t blocks() const { return ceil_div(units, block); }
   index_t block_size() const { return gates * depth * kPanel<A>; }
-  index_t packed_size() const { return blocks() * block_size(); }
   int width(index_t b) const { return int(units - b * block < block ? units - b * block : block); }
   const W* rows(index_t b, int gate) const { return raw + (gate * units + b * block) * depth; }
   W* stream_of(index_t b, int gate) const { return stream + (b * gates + gate) * stream_size<W>(depth); }
   A* panel(index_t b, int gate) const { return packed + ((passing ? 0 : b) * gates + gate) * depth * kPanel<A>; }
 
+  // What was taken, of own blocks; nothing where a call before has done it.
   void pack(Range own) const {
-    for (index_t b = own.begin; !passing && b < own.end; ++b) pack_block(b, 0, gates);
+    if (passing || (kept && kept->ready)) return;
+    for (index_t b = own.begin; b < own.end; ++b)
+      if (packed || tiles) pack_block(b, 0, gates);
+      else if (stream)
+        for (int g = 0; g < gates; ++g) lay_out_stream(rows(b, g), depth, width(b), depth, stream_of(b, g));
+  }
+  // After a call in which every block was packed.
+  void keep() const {
+    if (kept) kept->ready = true;
   }
   void meet(index_t b, int first, int last) const {
     if (passing) pack_block(b, first, last);
@@ -176,6 +189,11 @@ struct GateWeight {
   }
 
  private:
+  void* room(Job& job, int kind, std::size_t bytes) {
+    if (!frozen) return job.take<char>(index_t(bytes));
+    kept = &frozen->form(kind, {&kIsa, gates, units, depth, bytes});
+    return kept->memory;
+  }
   void pack_block(index_t b, int first, int last) const {
     for (int g = first; g < last; ++g)
       if (tiles) tiles.pack<true>(b * gates + g, rows(b, g), depth, 1, width(b));

@@ -42,9 +42,9 @@ class ForwardLayer {
         split(layer_parts<T, W>(params)),
         inner(layer_parts<A, W>(params)),
         block(on_tiles() ? kTilePanel : unit_block<A>(N)),
-        input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block},
-        hidden{static_cast<const W*>(p.weight_hh), H, S, G, block},
-        projection{static_cast<const W*>(p.weight_hr), S, H, 1, block},
+        input{static_cast<const W*>(p.weight_ih), H, p.input_size, G, block, p.frozen_ih},
+        hidden{static_cast<const W*>(p.weight_hh), H, S, G, block, p.frozen_hh},
+        projection{static_cast<const W*>(p.weight_hr), S, H, 1, block, p.frozen_hr},
         state{Operand<A, W>(N, S, on_tiles() ? split.a : 0, kDotPairs<T, W>),
               Operand<A, W>(N, S, on_tiles() ? split.a : 0, kDotPairs<T, W>)},
         full(N, H, on_tiles() ? inner.a : 0),
@@ -59,6 +59,7 @@ class ForwardLayer {
     take(job, threads);
     auto body = [this](int rank, int n, Barrier& barrier) { walk(rank, n, barrier); };
     job.run(threads, body);
+    for (auto w : {&input, &hidden, &projection}) w->keep();
   }
 
  private:
@@ -79,14 +80,16 @@ class ForwardLayer {
       int parts = on_tiles() ? split.b : 0;
       for (auto w : {&input, &hidden, &projection})
         if (w == &projection && !projects()) continue;
-        else if (p.seq_len == 1 && !parts) w->take_passing(job, threads);
+        else if (p.seq_len == 1 && !parts && !w->frozen) w->take_passing(job, threads);
         else w->take(job, parts);
       if (parts) tiled_x = job.take<Half>(threads * TileRows{chunk * N, p.input_size, split.a}.size());
       else packed_x = job.take<A>(threads * chunk * N * p.input_size);
-    } else if (p.seq_len >= kStreamSteps) {
-      input_stream = job.take<W>(threads * stream_size<W>(p.input_size));
-      hidden.take_stream(job);
-      if (projects()) projection.take_stream(job);
+    } else {
+      bool many = p.seq_len >= kStreamSteps;
+      if (input.frozen) input.take_stream(job);
+      else if (many) input_stream = job.take<W>(threads * stream_size<W>(p.input_size));
+      if (hidden.frozen || many) hidden.take_stream(job);
+      if (projects() && (projection.frozen || many)) projection.take_stream(job);
     }
     if (!pack && !kInPlace) {
       split_x = Operand<A, W>(chunk * N, p.input_size);
@@ -107,14 +110,9 @@ class ForwardLayer {
 
   void walk(int rank, int threads, Barrier& barrier) {
     Range own = share(hidden.blocks(), rank, threads), own_state = share(projection.blocks(), rank, threads);
-    if (packs(N)) {
-      input.pack(own);
-      hidden.pack(own);
-      if (projects()) projection.pack(own_state);
-    } else if (hidden.stream) {
-      hidden.lay_out(own);
-      if (projects()) projection.lay_out(own_state);
-    }
+    input.pack(own);
+    hidden.pack(own);
+    projection.pack(own_state);
     TileScope scope(on_tiles());
     start(own, own_state);
     if (p.lengths) clear_padding(own, own_state);

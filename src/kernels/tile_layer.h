@@ -65,9 +65,13 @@ struct TilePanels {
   std::uint32_t* wide = nullptr;
 
   explicit operator bool() const { return kTiles && parts; }
-  void take(Job& job, index_t panels) {
-    values = job.take<Half>(panels * panel_values(depth, parts));
-    wide = job.take<std::uint32_t>(panels);
+  void take(Job& job, index_t panels) { place(job.take<char>(bytes(panels)), panels); }
+  std::size_t bytes(index_t panels) const {
+    return std::size_t(panels) * (std::size_t(panel_values(depth, parts)) * sizeof(Half) + sizeof *wide);
+  }
+  void place(void* memory, index_t panels) {
+    values = static_cast<Half*>(memory);
+    wide = reinterpret_cast<std::uint32_t*>(values + panels * panel_values(depth, parts));
   }
   Half* panel(index_t i) const { return values + i * panel_values(depth, parts); }
   template <bool Along, class W>
