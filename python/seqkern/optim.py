@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import ops
-from .nn._arrays import Array, array_module, like, shape_text, to_numpy
+from .nn._arrays import Array, array_module, like, refuse_frozen, shape_text, to_numpy
 from .nn.module import Parameter
 
 Parameters: TypeAlias = Iterable[Parameter] | Iterable[tuple[str, Parameter]]
@@ -37,7 +37,8 @@ class Optimizer:
         self._state: dict[str, dict[str, Array]] = {name: {} for name in self.params}
 
     def step(self) -> None:
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient; ValueError, and nothing changes, if one is frozen."""
+        refuse_frozen("step", ((n, p.data) for n, p in self.params.items() if p.grad is not None))
         for name, parameter in self.params.items():
             if parameter.grad is None:
                 continue

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..nn._arrays import to_numpy
-from ..nn._init import aligned_zeros
+from ..nn._arrays import aligned_zeros, to_numpy
 from ..nn.module import Module
 from ._mapped import forget, map_file
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from .. import _random
+from ._arrays import LINE, aligned_copy
 from .module import Parameter, is_floating
 
 
@@ -28,7 +28,8 @@ class Initializer:
 
     def uniform(self, bound: float, *shape: int) -> Parameter:
         """U(-bound, bound)."""
-        return Parameter(aligned(self.rng.uniform(-bound, bound, shape).astype(self.dtype)))
+        values = self.rng.uniform(-bound, bound, shape).astype(self.dtype)
+        return Parameter(values if values.ctypes.data % LINE == 0 else aligned_copy(values))
 
     def normal(self, *shape: int) -> Parameter:
         """N(0, 1)."""
@@ -37,26 +38,6 @@ class Initializer:
     def constant(self, value: float, *shape: int) -> Parameter:
         """`value` everywhere."""
         return Parameter(np.full(shape, value, self.dtype))
-
-
-LINE = 64  # bytes of a cache line
-
-
-def aligned(array: Any) -> Any:
-    """The array, or a copy that starts at a cache line: a step of one row reads weights a third faster so."""
-    if array.ctypes.data % LINE == 0:
-        return array
-    result = aligned_zeros(array.shape, array.dtype)
-    result[...] = array
-    return result
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Zeros that start at a cache line; they take no memory until they are written to."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def check_size(value: Any, name: str, minimum: int = 1) -> int:

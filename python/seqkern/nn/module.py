@@ -15,7 +15,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ._arrays import Array, array_module, like, shape_text, to_numpy
+from ._arrays import (
+    Array,
+    array_module,
+    freeze,
+    is_frozen,
+    like,
+    refuse_frozen,
+    shape_text,
+    to_numpy,
+    unfreeze,
+)
 
 M = TypeVar("M", bound="Module")
 
@@ -23,7 +33,8 @@ M = TypeVar("M", bound="Module")
 class Parameter:
     """An array that is trained.
 
-    data: the value, a NumPy or CuPy array; update it in place or assign a new array.
+    data: the value, a NumPy or CuPy array; update it in place (unless `Module.freeze` made it
+        read-only) or assign a new array.
     grad: the gradient collected so far, or None.
     """
 
@@ -197,6 +208,36 @@ class Module:
 
     # --- values -----------------------------------------------------------------------------
 
+    def freeze(self: M) -> M:
+        """Make the parameters read-only here and below; results stay the same bit for bit. Returns self.
+
+        Every NumPy array is replaced by a copy that nothing can write to, and recurrent layers and
+        cells keep the packed form of their weights with it from call to call, one for each way in
+        which batch and precision have them packed. CuPy arrays are left as they are.
+
+        Until `unfreeze()`, `load_state_dict`, an optimiser's step and NumPy's own writes raise
+        ValueError and change nothing. `to` keeps arrays frozen. What is assigned to `.data` is
+        used as it is, and packed in each call until the next `freeze()`. Parameters that share an
+        array go on sharing one. Copies and pickles of a frozen module are not frozen.
+        """
+        self._change_data(freeze)
+        return self
+
+    def unfreeze(self: M) -> M:
+        """Replace read-only arrays by writable copies, and drop what was packed. Returns self."""
+        self._change_data(unfreeze)
+        return self
+
+    def _change_data(self, change: Callable[[Array], Array]) -> None:
+        """`change(array)` for every parameter's array; those that share one share the new one."""
+        sharing: dict[int, list[Parameter]] = {}
+        for parameter in self.parameters():
+            sharing.setdefault(id(parameter.data), []).append(parameter)
+        for parameters in sharing.values():
+            data = change(parameters[0].data)
+            for parameter in parameters:
+                parameter.data = data
+
     def state_dict(self) -> dict[str, Array]:
         """Name -> array. The arrays are those of the parameters and buffers, not copies, as in torch."""
         return {name: entry.data for name, entry in self._state()}
@@ -205,10 +246,11 @@ class Module:
         """Copy values into the parameters and buffers, cast to their dtype.
 
         state: name -> NumPy, CuPy or torch array. Everything is checked before anything is
-            written. ValueError names a key that is missing, unexpected (both only when `strict`)
-            or of the wrong shape; TypeError one whose value is no floating-point array.
+            written. ValueError names a key that is missing, unexpected (both only when `strict`),
+            of the wrong shape or frozen; TypeError one whose value is no floating-point array.
         """
         result, values = self._checked_state(state, strict)
+        refuse_frozen("load_state_dict", ((name, entry.data) for name, (entry, _) in values.items()))
         for entry, value in values.values():
             data = entry.data
             data[...] = value if isinstance(data, np.ndarray) else array_module(data).asarray(value)
@@ -240,8 +282,8 @@ class Module:
         Floating buffers keep the precision of the arithmetic: float64 for float64, else float32.
         """
         convert = _converter(target)
+        self._change_data(lambda data: freeze(convert(data)) if is_frozen(data) else convert(data))
         for parameter in self.parameters():
-            parameter.data = convert(parameter.data)
             if parameter.grad is not None:
                 parameter.grad = convert(parameter.grad)
         for _, buffer in self.named_buffers():
