@@ -14,6 +14,7 @@ its seed is the next draw of the library's generator, one per layer boundary and
 (`seqkern.manual_seed` repeats them; the mask is the Philox stream of `seqkern.dropout`).
 
 Every class also takes `precision` (None: the global matmul precision), `dtype` and `rng`.
+After `freeze()` the packed weights are kept from call to call.
 Parameters start from U(-1/sqrt(H), 1/sqrt(H)). ValueError and TypeError name a bad argument.
 """
 
