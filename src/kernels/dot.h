@@ -66,11 +66,11 @@ SEQKERN_INLINE DotSums<A, MR> dot_square(const S* a, index_t lda, const W* weigh
 #pragma GCC unroll 16
     for (int u = first; u < (first + kTogether < NU ? first + kTogether : NU); ++u) {
       auto w = read(rows[u / kSpan] + u % kSpan * ldw + k);
+      if constexpr (MR > 1) w = held(w);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
         if constexpr (kPairs) sums.at(m, u) = dot_pairs(sums.at(m, u), av[m], w);
-        else if constexpr (MR == 1) sums.at(m, u) = av[m] * w + sums.at(m, u);
-        else add_product(sums.at(m, u), av[m], w);
+        else sums.at(m, u) = av[m] * w + sums.at(m, u);
     }
   };
   auto whole = [](const auto* p) {
@@ -184,6 +184,7 @@ SEQKERN_INLINE DotSums<A, MR> dot_stream(const S* a, index_t lda, const W* weigh
 #pragma GCC unroll 16
     for (int u = 0; u < NU; ++u) {
       auto w = right(weight + u * kStreamStep<W>);
+      if constexpr (MR > 1) w = held(w);
       [[maybe_unused]] Vec<A> first, second;
       if constexpr (Split) split_pairs(w, first, second);
 #pragma GCC unroll 16
@@ -191,8 +192,7 @@ SEQKERN_INLINE DotSums<A, MR> dot_stream(const S* a, index_t lda, const W* weigh
         Vec<A>& sum = sums.at(m, u);
         if constexpr (Split) sum = odd[m] * second + (av[m] * first + sum);
         else if constexpr (kPairs) sum = dot_pairs(sum, av[m], w);
-        else if constexpr (MR == 1) sum = av[m] * w + sum;
-        else add_product(sum, av[m], w);
+        else sum = av[m] * w + sum;
       }
     }
     a += kStreamStep<W>, weight += kStreamUnits<W> * kStreamStep<W>;

@@ -61,16 +61,15 @@ SEQKERN_INLINE Vec<T> iota() {
   return v;
 }
 
-// sum += a * b of factors that are used again. Where registers are few, GCC would rather read them again from memory,
-// or keep the sums there: up to half as long again.
+// A value that is used more than once: GCC would rather read it again from memory each time.
 template <class V>
-SEQKERN_INLINE void add_product(V& sum, V a, V b) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  if constexpr (sizeof(sum[0]) == 4) asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-  else asm("vfmadd231pd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-#else
-  sum = a * b + sum;
+SEQKERN_INLINE V held(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__AVX2__)
+  asm("" : "+x"(v));
 #endif
+  return v;
 }
 
 // ---- whole-register loads and stores; bf16 widens on load and rounds to nearest even on store ----
