@@ -24,9 +24,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpinIdle = std::chrono::microseconds(200);
 constexpr auto kSpinBarrier = std::chrono::microseconds(20);
-constexpr auto kShortJob = std::chrono::milliseconds(2);
-constexpr double kShortWork = 5.0e7;  // multiply-adds of such a job
-constexpr auto kCrowdedLeast = std::chrono::microseconds(250), kCrowdedMost = std::chrono::microseconds(8000);
+constexpr auto kCrowdedLeast = std::chrono::nanoseconds(250'000), kCrowdedMost = std::chrono::nanoseconds(50'000'000);
 constexpr std::size_t kKeepBytes = std::size_t(256) << 20;  // a larger workspace is given back after the job
 
 inline void relax() {
@@ -139,21 +137,21 @@ class Pool {
     left_.store(task.threads - 1, std::memory_order_relaxed);
     for (int rank = 1; rank < task.threads; ++rank) workers_[std::size_t(rank - 1)]->post(task);
     task.fn(task.context, 0, task.threads, barrier_);
-    auto end = Clock::now();  // some sleep is nothing in a long job, and everything in a short one
-    bool slept = barrier_.slept();
-    if (task.threads > 1 && start >= crowded_until_ && end - start < kShortJob) {
-      if (slept) crowded_until_ = end + crowded_for_;
-      crowded_for_ = slept ? std::min(2 * crowded_for_, kCrowdedMost) : kCrowdedLeast;
-    }
+    std::chrono::nanoseconds asleep = barrier_.asleep() / std::max(task.threads - 1, 1);
     auto done = [&] { return left_.load(std::memory_order_acquire) == 0; };
-    if (spin(done, kSpinBarrier)) return;
-    while (int left = left_.load(std::memory_order_acquire)) left_.wait(left, std::memory_order_acquire);
+    if (!spin(done, kSpinBarrier)) {
+      auto from = Clock::now();
+      while (int left = left_.load(std::memory_order_acquire)) left_.wait(left, std::memory_order_acquire);
+      asleep += Clock::now() - from;
+    }
+    auto end = Clock::now();
+    if (task.threads > 1 && start >= crowded_until_ && 2 * asleep > end - start)
+      crowded_until_ = end + std::clamp(4 * asleep, kCrowdedLeast, kCrowdedMost);
   }
 
  private:
   Barrier barrier_;
   Clock::time_point crowded_until_{};
-  std::chrono::microseconds crowded_for_ = kCrowdedLeast;  // doubled each time that all threads are tried in vain
   std::vector<std::unique_ptr<Worker>> workers_;
   alignas(64) std::atomic<int> left_{0};
 };
@@ -196,7 +194,7 @@ void set_num_threads(int n) { pool().threads = std::clamp(n, 1, 1024); }
 int threads_for(double work, double grain) {
   int useful = int(std::min(work / grain, 1e6)) + 1;
   int threads = std::min(num_threads(), useful);
-  return threads > 1 && work < kShortWork && pool().crowded() ? (threads + 1) / 2 : threads;
+  return threads > 1 && pool().crowded() ? (threads + 1) / 2 : threads;
 }
 
 void fail_allocation(int nth) { allocation_countdown = nth; }
@@ -216,10 +214,11 @@ void Barrier::wait() {
   auto open = [&] { return generation_.load(std::memory_order_acquire) != now; };
   if (spin(open, kSpinBarrier)) return;
   // A partner was preempted. Asleep, this thread leaves its core to whoever needs it, and wakes ahead of them.
-  slept_.fetch_add(1, std::memory_order_relaxed);
+  auto from = Clock::now();
   sleepers_.fetch_add(1);
   while (generation_.load() == now) generation_.wait(now);
   sleepers_.fetch_sub(1);
+  asleep_.fetch_add(std::chrono::nanoseconds(Clock::now() - from).count(), std::memory_order_relaxed);
 }
 
 void* Workspace::take_bytes(std::size_t bytes) {

@@ -6,6 +6,7 @@
 // spins would hold the core its partner needs.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 
@@ -22,13 +23,15 @@ class Barrier {
  public:
   void reset(int threads) { threads_ = threads; }
   void wait();
-  bool slept() { return slept_.exchange(0, std::memory_order_relaxed) > 1; }  // more than once since last asked
+  // How long threads have slept here since last asked, all together.
+  std::chrono::nanoseconds asleep() { return std::chrono::nanoseconds(asleep_.exchange(0, std::memory_order_relaxed)); }
 
  private:
   int threads_ = 1;
   alignas(64) std::atomic<std::uint32_t> arrived_{0};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
-  std::atomic<int> sleepers_{0}, slept_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<std::int64_t> asleep_{0};
 };
 
 // Scratch memory of one job: bump allocation out of blocks that are kept for the next job, so that page
@@ -80,8 +83,8 @@ class Job {
   bool odd_;
 };
 
-// Threads worth using for this many multiply-adds: below the first grain the hand-over costs more. Half as many
-// for a while after a job whose threads had to wait for a core, twice as long each time that happens again: the rest
+// Threads worth using for this many multiply-adds: below the first grain the hand-over costs more. Half as many after
+// a job that spent most of its time waiting for a thread to get a core, for a few times as long as it waited: the rest
 // of the machine is busy then, and two threads taking turns on one core are slower than one. Results do not depend on
 // it.
 int threads_for(double work, double grain);
