@@ -4,6 +4,8 @@
 
 #if defined(SEQKERN_DEVICE_ARRAYS)
 #include "seqkern/indices.h"
+#else
+#include "result_memory.h"
 #endif
 
 namespace seqkern {
@@ -219,7 +221,11 @@ Precision as_precision(const char* op, std::string_view name) {
 py::array empty(const py::dtype& dtype, std::initializer_list<index_t> shape) { return empty(dtype, Shape(shape)); }
 py::array empty(const py::dtype& dtype, const Shape& shape) {
   count_allocation();
+#if defined(SEQKERN_DEVICE_ARRAYS)
   return py::array(dtype, shape);
+#else
+  return result_array(dtype, shape);
+#endif
 }
 
 py::dtype numpy_dtype(DType dtype) { return dtype == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>(); }
