@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_never_shared() -> None:
     del kept[::2]
     kept += [seqkern.relu(x - 1 + i * 3) for i in range(8)]
     starts = sorted(address(a) for a in kept)
-    assert all(b - a >= x.nbytes for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a >= x.nbytes for a, b in pairwise(starts))
     assert all(a % 64 == 0 for a in starts)
     for i, a in zip((1, 3, 5, 7), kept[:4], strict=True):
         np.testing.assert_array_equal(a, x + i)

@@ -1,5 +1,5 @@
 // Scalar functions over a value type V (a SIMD register or a float): value(x), and gradient(s, dy) with s what forward
-// saved (include/seqkern/activation.h). Who includes this brings exp, tanh, sigmoid, abs and normal of V.
+// saved (include/seqkern/activation.h). Who includes this brings exp, tanh, sigmoid, abs, normal and normal_tail of V.
 #pragma once
 #include <type_traits>
 
@@ -78,12 +78,12 @@ struct Silu {
   }
 };
 
-// By::distribution(a): tail and density of the normal distribution at a >= 0.
+// By::tail(a), By::distribution(a): tail, and tail and density, of the normal distribution at a >= 0.
 template <class By>
 struct GeluBy {
   template <class V>
   static SEQKERN_INLINE V value(V x) {
-    V q = By::distribution(abs(x)).tail;
+    V q = By::tail(abs(x));
     return x * (x > 0 ? 1 - q : q);
   }
   template <class V>
@@ -93,6 +93,10 @@ struct GeluBy {
   }
 };
 struct Exactly {
+  template <class V>
+  static SEQKERN_INLINE V tail(V a) {
+    return normal_tail(a);
+  }
   template <class V>
   static SEQKERN_INLINE auto distribution(V a) {
     return normal(a);

@@ -20,6 +20,11 @@ SEQKERN_INLINE Normal<double> normal(double a) {
   return {0.5 * ::erfc(a * 0.70710678118654752440), exp(a * a * -0.5) * 0.39894228040143267794};
 }
 
+template <class A>
+SEQKERN_INLINE A normal_tail(A a) {
+  return normal(a).tail;
+}
+
 }  // namespace seqkern::cuda
 
 #include "activation_cell.h"
@@ -29,6 +34,7 @@ namespace {
 
 // To 2^-15, which is all that 16 bits show: (a + 3) Q(a) e^(a^2 / 2) as a polynomial of degree 5 in (a - 3) / (a + 3).
 struct Roughly {
+  static SEQKERN_INLINE float tail(float a) { return distribution(a).tail; }
   static SEQKERN_INLINE Normal<float> distribution(float a) {
     float power = exp2_flushed(a * a * -0.721347520f), b = a < 13.2f ? a : 13.2f;
     float inverse = reciprocal(b + 3), t = (b - 3) * inverse;

@@ -15,19 +15,18 @@ struct Lse {
 };
 
 // max and sum of e = exp(x - max) of a row; keep(column, lanes, e). A row of -inf alone has max 0 here, so that no NaN
-// is made.
+// is made; a NaN is no maximum, but makes the sum NaN.
 template <class T, class Keep, class A = acc_t<T>>
 Lse<A> row_lse(const T* x, index_t columns, Keep keep) {
   constexpr A lowest = -__builtin_huge_val();
-  Vec<A> top = splat(lowest), nan{};
+  Vec<A> top = splat(lowest);
   for_columns<A>(columns, [&](index_t j, auto n) {
     Vec<A> v = load_n(x + j, n);
     if (n < kLanes<A>)
       for (int i = n; i < kLanes<A>; ++i) v[i] = lowest;
     top = max(v, top);
-    nan = nan + (v == v ? Vec<A>{} : v);
   });
-  A best = max_lanes(top) + sum_lanes(nan);
+  A best = max_lanes(top);
   if (best == lowest) best = 0;
   Vec<A> sum{};
   for_columns<A>(columns, [&](index_t j, auto n) {

@@ -9,6 +9,9 @@
 #include "vec.h"
 
 #include "exp_parts.h"  // uses vec.h
+#if defined(__AVX512F__)
+#include "normal_table.h"
+#endif
 
 namespace seqkern::SEQKERN_ISA {
 
@@ -52,6 +55,23 @@ SEQKERN_INLINE Vec<float> gate(Vec<float> x) {
 
 SEQKERN_INLINE Normal<Vec<float>> normal(Vec<float> a) { return normal_parts<VecI>(a); }
 
+#if defined(__AVX512F__)
+// Q(a) alone, a >= 0: near 0 from a table, a polynomial for each piece.
+SEQKERN_INLINE Vec<float> normal_tail(Vec<float> a) {
+  constexpr float kRound = 12582912.0f, kEnd = (kTailPieces - 0.5f) / kTailPerUnit;
+  if (_mm512_cmp_ps_mask(a, splat(kEnd), _CMP_NLT_UQ)) [[unlikely]]
+    return normal(a).tail;
+  Vec<float> biased = a * kTailPerUnit + kRound, d = a * kTailPerUnit - (biased - kRound);
+  auto coefficient = [&](int k) {
+    return Vec<float>(_mm512_maskz_permutexvar_ps(__mmask16(-1), (__m512i)biased, load(kTail[k])));
+  };
+  Vec<float> q = coefficient(kTailDegree);
+#pragma GCC unroll 8
+  for (int k = kTailDegree - 1; k >= 0; --k) q = q * d + coefficient(k);
+  return q;
+}
+#endif
+
 SEQKERN_INLINE Vec<float> erf(Vec<float> x) {
   Vec<float> a = abs(x), z = x * x;
   Vec<float> far = 1.0f - 2.0f * normal(a * 1.41421356f).tail;
@@ -90,5 +110,10 @@ SEQKERN_INLINE Vec<double> sigmoid(Vec<double> x) {
   });
 }
 SEQKERN_INLINE Vec<double> gate(Vec<double> x) { return sigmoid(x); }
+
+template <class V>
+SEQKERN_INLINE V normal_tail(V a) {
+  return normal(a).tail;
+}
 
 }  // namespace seqkern::SEQKERN_ISA

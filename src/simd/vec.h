@@ -328,12 +328,15 @@ SEQKERN_INLINE Vec<T> sum_each(Vec<T> (&rows)[kLanes<T>]) {
   return rows[0];
 }
 
+// By sum_each's tree: lane after lane takes longer than all else that layer norm does to a row.
 template <class V>
 SEQKERN_INLINE auto sum_lanes(V v) {
   constexpr int n = int(sizeof(V) / sizeof(v[0]));
-  auto total = v[0] - v[0];
-  for (int i = 0; i < n; ++i) total += v[i];
-  return total;
+  if constexpr (n > 1) v = v + swap_runs<1>(v);
+  if constexpr (n > 2) v = v + swap_runs<2>(v);
+  if constexpr (n > 4) v = v + swap_runs<4>(v);
+  if constexpr (n > 8) v = v + swap_runs<8>(v);
+  return v[0];
 }
 // Halves first: lane after lane takes as long as all that attention's softmax does to a block of keys.
 template <class V>
