@@ -1,7 +1,7 @@
 // Q(a), the tail of the normal distribution, by pieces: normal_table.py.
 #pragma once
 
-namespace seqkern {
+namespace seqkern::SEQKERN_ISA {
 
 inline constexpr int kTailDegree = 7, kTailPieces = 16;
 inline constexpr float kTailPerUnit = 3.0f;
@@ -35,4 +35,4 @@ alignas(64) inline constexpr float kTail[kTailDegree + 1][kTailPieces] = {
 };
 // clang-format on
 
-}  // namespace seqkern
+}  // namespace seqkern::SEQKERN_ISA

@@ -20,7 +20,7 @@ def main() -> None:
     rows = np.array([coefficients(i) for i in range(PIECES)]).T
     print("// Q(a), the tail of the normal distribution, by pieces: normal_table.py.")
     print("#pragma once\n")
-    print("namespace seqkern {\n")
+    print("namespace seqkern::SEQKERN_ISA {\n")
     print(f"inline constexpr int kTailDegree = {DEGREE}, kTailPieces = {PIECES};")
     print(f"inline constexpr float kTailPerUnit = {PER_UNIT:.1f}f;")
     print("// [k][i]: of d^k, d = kTailPerUnit a - i, |d| <= 1/2.")
@@ -30,7 +30,7 @@ def main() -> None:
         numbers = [f"{np.float32(v):.9g}f" for v in row]
         lines = [", ".join(numbers[start : start + 7]) for start in range(0, PIECES, 7)]
         print("    {" + ",\n     ".join(lines) + "},")
-    print("};\n// clang-format on\n\n}  // namespace seqkern")
+    print("};\n// clang-format on\n\n}  // namespace seqkern::SEQKERN_ISA")
 
 
 main()
