@@ -32,7 +32,7 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
     padded = round_up(p.key_len, P);
     HeadPlan plan = plan_heads(p, count, tiles, padded * (D + Dv));
     packed = job.take<A>(plan.wave * padded * (D + Dv));
-    scratch_size = kQueryBlock * (D + kKeyBlock + Dv);
+    scratch_size = query_size(D) + kQueryBlock * (kKeyBlock + Dv);
     if (p.block_table) scratch_size = std::max(scratch_size, P * std::max(D, p.value_dim));
     scratch = job.take<A>(plan.threads * scratch_size);
     over_heads(
@@ -80,7 +80,7 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
     Tile x;
     this->open(pair, t, x);
     if (x.rows <= 0) return;
-    A *query = space, *s = query + kQueryBlock * D, *out = s + kQueryBlock * kKeyBlock;
+    A *query = space, *s = query + query_size(D), *out = s + kQueryBlock * kKeyBlock;
     RowBlocks blocks(x.rows);
     for (index_t i = 0; i < blocks.count; ++i) {
       index_t low = p.key_len, high = 0;
@@ -88,28 +88,13 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
         low = std::min(low, x.row[r].low), high = std::max(high, x.row[r].high);
       x.low[i] = low / P * P;
       x.high[i] = std::max(high, x.low[i]);
-      pack_queries(x, blocks, i, query);
     }
+    for (int r = 0; r < x.rows; ++r)
+      copy_query(this->query_row(x.b, x.row[r].head, x.row[r].i), D, query + r * kQueryStride);
     walk(x, blocks, query, keys_of(slot), values_of(slot), s, out, false);
     if (score.masked && poisoned(x, out)) walk(x, blocks, query, keys_of(slot), values_of(slot), s, out, true);
     this->finish(x, out);
     if (p.probs) write_probs(x, blocks, query, keys_of(slot), s);
-  }
-
-  void pack_queries(const Tile& x, const RowBlocks& blocks, index_t i, A* query) const {
-    int mr = blocks.height(i);
-    A* to = query + blocks.begin(i) * D;
-    // Rows of one head are a constant stride apart; a block may span two heads.
-    for (int m = 0; m < mr;) {
-      const QueryRow<A>& row = x.row[blocks.begin(i) + m];
-      int count = int(std::min<index_t>(mr - m, p.queries(x.b) - row.i));
-      const T* from = this->query_row(x.b, row.head, row.i);
-      if (count == mr) pack_rows(from, p.q_strides.row, mr, D, to);
-      else
-        for (int n = 0; n < count; ++n)
-          for (index_t d = 0; d < D; ++d) to[d * mr + m + n] = from_storage(from[n * p.q_strides.row + d]);
-      m += count;
-    }
   }
 
   // f(row block, first key, end) for what every row block sees of keys [key, key + kKeyBlock).
@@ -125,8 +110,8 @@ class ForwardAttention : AttentionRows<T, kQueryBlock> {
     for (index_t j = key; j < std::min(key + kKeyBlock, padded); j += P)
       for (index_t i = 0; i < blocks.count; ++i)
         if (j >= x.low[i] && j < x.high[i])
-          panel_product<A>(blocks.height(i), query + blocks.begin(i) * D, keys + j * D, D,
-                           s + blocks.begin(i) * kKeyBlock + j - key, kKeyBlock, false);
+          query_product(blocks.height(i), query + blocks.begin(i) * kQueryStride, keys + j * D, D, x.high[i] - j,
+                        s + blocks.begin(i) * kKeyBlock + j - key, kKeyBlock);
   }
 
   void walk(Tile& x, const RowBlocks& blocks, const A* query, const A* keys, const A* values, A* s, A* out,

@@ -10,15 +10,15 @@ namespace seqkern::SEQKERN_ISA {
 inline constexpr int kKeyBlock = 128;                                             // keys that are worked on together
 inline constexpr int kQueryBlock = kMaxTileRows * (kVecRegisters == 32 ? 4 : 8);  // rows of queries
 
-// c[MR, panel] += a[MR, depth] b[depth, panel], element (m, k) of a at a[m * M + k * K].
-template <int MR, int M, int K, class A>
-SEQKERN_INLINE void block_tile(const A* a, const A* b, index_t depth, A* c, index_t ldc) {
-  constexpr int L = kLanes<A>, NV = kPanelVecs;
+// c[MR, NV registers] (+)= a[MR, depth] b[depth, those of a panel], element (m, k) of a at a[m * M + k * K].
+template <int MR, int M, int K, int NV, class A>
+SEQKERN_INLINE void block_tile(const A* a, const A* b, index_t depth, A* c, index_t ldc, bool add) {
+  constexpr int L = kLanes<A>;
   Vec<A> acc[MR][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) acc[m][v] = load(c + m * ldc + v * L);
+    for (int v = 0; v < NV; ++v) acc[m][v] = add ? load(c + m * ldc + v * L) : Vec<A>{};
   for (index_t k = 0; k < depth; ++k, a += K, b += kPanel<A>) {
     Vec<A> bv[NV];
 #pragma GCC unroll 16
@@ -37,10 +37,10 @@ SEQKERN_INLINE void block_tile(const A* a, const A* b, index_t depth, A* c, inde
 }
 
 // The same for any height up to kMaxTileRows.
-template <int M, int K, class A, int MR = kMaxTileRows>
-SEQKERN_INLINE void block_product(int rows, const A* a, const A* b, index_t depth, A* c, index_t ldc) {
-  if (rows == MR) block_tile<MR, M, K>(a, b, depth, c, ldc);
-  else if constexpr (MR > 1) block_product<M, K, A, MR - 1>(rows, a, b, depth, c, ldc);
+template <int M, int K, int NV = kPanelVecs, int MR = kMaxTileRows, class A>
+SEQKERN_INLINE void block_product(int rows, const A* a, const A* b, index_t depth, A* c, index_t ldc, bool add = true) {
+  if (rows == MR) block_tile<MR, M, K, NV>(a, b, depth, c, ldc, add);
+  else if constexpr (MR > 1) block_product<M, K, NV, MR - 1>(rows, a, b, depth, c, ldc, add);
 }
 
 // c += P b for P in rows of kKeyBlock values, and c += P' b for its transpose.
@@ -51,6 +51,33 @@ __attribute__((noinline)) void rows_product(int rows, const A* a, const A* b, in
 template <class A>
 __attribute__((noinline)) void columns_product(int columns, const A* a, const A* b, index_t depth, A* c, index_t ldc) {
   block_product<1, kKeyBlock>(columns, a, b, depth, c, ldc);
+}
+
+// Rows of queries are kept in parts of kQueryPart values a constant distance apart, no power of two: rows would share
+// few sets of L1.
+inline constexpr index_t kQueryPart = 256, kQueryStride = kQueryPart + 16;
+inline index_t query_size(index_t width) { return ceil_div(width, kQueryPart) * kQueryBlock * kQueryStride; }
+
+template <class T, class A = acc_t<T>>
+void copy_query(const T* from, index_t width, A* row) {
+  constexpr int L = kLanes<A>;
+  for (index_t d = 0; d < width; d += L) {
+    A* to = row + d / kQueryPart * (kQueryBlock * kQueryStride) + d % kQueryPart;
+    store(to, load_n(from + d, int(std::min<index_t>(L, width - d))));
+  }
+}
+
+// c = q k' of rows of queries and a panel of keys, of which the first `seen` are needed.
+template <class A>
+__attribute__((noinline)) void query_product(int rows, const A* query, const A* keys, index_t width, index_t seen, A* c,
+                                             index_t ldc) {
+  constexpr int M = int(kQueryStride);
+  for (index_t d = 0; d < width; d += kQueryPart) {
+    const A* q = query + d / kQueryPart * (kQueryBlock * kQueryStride);
+    index_t depth = std::min(kQueryPart, width - d);
+    if (seen <= kLanes<A>) block_product<M, 1, 1>(rows, q, keys + d * kPanel<A>, depth, c, ldc, d > 0);
+    else block_product<M, 1>(rows, q, keys + d * kPanel<A>, depth, c, ldc, d > 0);
+  }
 }
 
 // Keys (or values) as the right factor of a product over their width: panels of keys, [key panel][width][panel].
