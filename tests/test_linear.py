@@ -18,6 +18,7 @@ SHAPES = [  # leading dimensions of x, in_features, out_features
     *(((16,), 33, n) for n in (16, 47, 48, 49, 55, 56, 57, 104)),  # the larger factor in units of its rows
     *(((n,), 33, 16) for n in (47, 48, 49, 55, 56, 57, 104)),
     *(((n,), 64, 50) for n in (8, 30, 32, 40)),
+    *(((n,), 64, 100) for n in (17, 23, 24, 39, 49)),  # rows past the last whole register
     ((), 5, 6),
     ((2, 3), 5, 6),
     ((2, 0, 3), 5, 6),

@@ -5,7 +5,8 @@
 // Where that is x, the product is turned, C' = W x'. Threads take units, some squares of rows of the left factor that
 // stay in L2, as they come to them: cores are not equally fast where others share them. They multiply each square
 // with a panel of the right factor into a product that stays in L1, turn that if need be and finish it. Every sum runs
-// over k in order, as in Gemm, and by FMA has the same bits.
+// over k in order, as in Gemm, and by FMA has the same bits; but for a few rows of x past the last whole register,
+// which are multiplied as few rows are (dot.h).
 #pragma once
 #include "tile_product.h"
 
@@ -41,7 +42,8 @@ template <class A>
 struct InPlaceRows {
   using Value = A;
   static constexpr int kRows = kVecRegisters == 32 ? 8 : 6;  // no more than a set of L1 holds
-  static constexpr index_t kSquare = 48, kShort = kRows, kPanelRows = kPanel<A>, kLeast = 8, kPadding = 12;
+  static constexpr index_t kSquare = 48, kShort = kRows, kPanelRows = kPanel<A>, kLeast = 8, kPadding = 12,
+                           kRest = kLanes<A> / 2 - 1;
   index_t depth;
 
   template <class Gemm>
@@ -67,7 +69,8 @@ struct InPlaceRows {
 // By pairs of bf16 (tile_product.h), where there are no tile registers.
 struct InPlacePairs {
   using Value = Half;
-  static constexpr index_t kRows = 8, kSquare = 32, kShort = kRows, kPanelRows = kTilePanel, kLeast = 8, kPadding = 16;
+  static constexpr index_t kRows = 8, kSquare = 32, kShort = kRows, kPanelRows = kTilePanel, kLeast = 8, kPadding = 16,
+                           kRest = kLanes<float> / 2 - 1;
   index_t depth;
 
   template <class Gemm>
@@ -97,7 +100,8 @@ struct InPlacePairs {
 template <class S>
 struct InPlaceTiles {
   using Value = Half;
-  static constexpr index_t kSquare = kTilePanel, kShort = 1, kPanelRows = kTilePanel, kLeast = 8, kPadding = kTilePanel;
+  static constexpr index_t kSquare = kTilePanel, kShort = 1, kPanelRows = kTilePanel, kLeast = 8, kPadding = kTilePanel,
+                           kRest = 0;
   static constexpr index_t kFew = 6 * kTilePanel;  // multiplied with more, rows are better packed: apart, they share
                                                    // few sets of the first-level cache
   index_t depth, few;
@@ -153,12 +157,13 @@ class InPlaceGemm {
         b{turned ? g.a.data : g.b.data, 1, turned ? g.a.row_stride : g.b.column_stride},
         rows(turned ? g.columns : g.rows),
         columns(turned ? g.rows : g.columns),
+        rest(turned && columns % L <= How::kRest ? columns % L : 0),
         squares(std::max<index_t>(1, (rows + kSquare - How::kShort) / kSquare)),
-        panels(ceil_div(columns, P)) {}
+        panels(ceil_div(columns - rest, P)) {}
 
   bool takes() const {
     return g.a.column_stride == 1 && g.b.row_stride == 1 && columns >= How::kLeast &&
-           round_up(columns, L) - columns <= How::kPadding && !g.accumulate && how.takes();
+           (rest || round_up(columns, L) - columns <= How::kPadding) && !g.accumulate && how.takes();
   }
 
   void run(Job& job) {
@@ -190,7 +195,7 @@ class InPlaceGemm {
 
  private:
   index_t height(index_t i) const { return i + 1 == squares ? rows - i * kSquare : kSquare; }
-  index_t width(index_t j) const { return std::min(P, columns - j * P); }
+  index_t width(index_t j) const { return std::min(P, columns - rest - j * P); }
   Value* panel(index_t j) const { return right + j * how.panel_size(); }
   const S* row(index_t i) const { return a.data + i * a.row_stride; }
   Range squares_of(index_t i) const { return {std::min(i * unit, squares), std::min((i + 1) * unit, squares)}; }
@@ -209,6 +214,19 @@ class InPlaceGemm {
         if (j + 1 < panels) fetch(panel(j + 1), 64, how.panel_size() / 64, 64, s - own.begin, own.end - own.begin);
         square(s, j, space(s));
       }
+    if constexpr (How::kRest > 0)
+      for (index_t s = own.begin; rest > 0 && s < own.end; ++s) rest_of(s);
+  }
+
+  // The rows of x that are in no panel.
+  void rest_of(index_t i) const {
+    A sums[How::kRest * L];
+    for (index_t m = 0; m < height(i); m += L) {
+      int n = int(std::min(L, height(i) - m));
+      dot_product(rest, b.data + (columns - rest) * b.column_stride, b.column_stride, row(i * kSquare + m),
+                  a.row_stride, n, g.depth, sums, L);
+      g.epilogue.apply(sums, L, int(rest), n, i * kSquare + m, g.c, g.ldc, (columns - rest) * g.ldc);
+    }
   }
 
   void square(index_t i, index_t j, const Value* packed) const {
@@ -242,7 +260,7 @@ class InPlaceGemm {
   How how;
   bool turned;
   Matrix<S> a, b;  // where they lie
-  index_t rows, columns, squares, panels, unit = 1;
+  index_t rows, columns, rest, squares, panels, unit = 1;
   Value* right = nullptr;
   std::uint32_t *wide_rows = nullptr, *wide_columns = nullptr;  // of a square and of a panel: to multiply again
 };
