@@ -33,7 +33,7 @@ FAMILIES = {
     "ragged": Family(".ragged", "batches of sequences of different lengths"),
     "threads": Family(".scaling", "--threads against one, and beside another busy process"),
     "linear": Family(".linear", "x W^T + b"),
-    "norms": Family(".norms", "layer norm, GELU and softmax of large arrays"),
+    "norms": Family(".norms", "norms, GELU, softmax and embedding of large arrays"),
     "conv": Family(".conv", "convolution layers of ViT, VGG and wav2vec 2.0"),
     "attention": Family(".attention", "scaled dot-product attention"),
     "models": Family(".models", "Transformer layers and whole models"),

@@ -126,9 +126,18 @@ def linear_int8(task: LinearTask) -> Entry:
 
 
 def norm_forward(task: NormTask) -> Entry:
-    """`seqkern.nn.LayerNorm`, `GELU` or `Softmax`; results: y."""
+    """`seqkern.nn.LayerNorm`, `GELU` or `Softmax`, `add_layer_norm` or `embedding`; results: y."""
+    if task.row.op == "residual":
+        shape = task.weight.shape
+        return _one_result(lambda: seqkern.add_layer_norm(task.x, task.dy, shape, task.weight, task.bias)[0])
+    if task.row.op == "embedding":
+        return _one_result(lambda: seqkern.embedding(task.ids, task.x))
     module = norm_module(task)
-    return Entry(lambda: module(task.x), lambda: [as_float32(module(task.x))])
+    return _one_result(lambda: module(task.x))
+
+
+def _one_result(call: Callable[[], Array]) -> Entry:
+    return Entry(call, lambda: [as_float32(call())])
 
 
 def norm_train(task: NormTask) -> Entry:

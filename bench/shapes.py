@@ -143,7 +143,10 @@ LINEAR_ROWS = (
 
 @dataclass(frozen=True)
 class NormRow:
-    """An operation on each row of x `[rows, columns]`, in these modes of the benchmark."""
+    """An operation on each row of x `[rows, columns]`, in these modes of the benchmark.
+
+    residual: layer norm of a sum of two arrays; embedding: rows of a table of as many, in another order.
+    """
 
     op: str
     rows: int
@@ -159,13 +162,19 @@ class NormRow:
         return f"{self.op} ({self.rows},{self.columns})"
 
     def read(self, train: bool = False) -> Read:
-        """x read and y written; backward reads x and dy and writes dx."""
-        size = 4 * self.rows * self.columns
+        """x read and y written, with a residual that and the sum too; backward reads x and dy and writes dx."""
+        size = 4 * self.rows * self.columns * (2 if self.op == "residual" else 1)
         return Read(4 * size, 5 * size) if train else Read(2 * size, 2 * size)
 
 
 NORM_ROWS = (
     NormRow("layer_norm", 4096, 768, ("fp32", "train")),
-    NormRow("gelu", 4096, 3072),
     NormRow("softmax", 4096, 1024),
+    # Past the caches of most machines.
+    NormRow("layer_norm", 32768, 768, ("fp32", "train")),
+    NormRow("gelu", 4096, 3072),
+    NormRow("gelu", 16384, 3072),
+    NormRow("softmax", 32768, 1024),
+    NormRow("residual", 32768, 768),
+    NormRow("embedding", 32768, 768),
 )

@@ -68,13 +68,15 @@ class LinearTask:
 
 @dataclass(frozen=True)
 class NormTask:
-    """x and the output's gradient `[rows, columns]`, weight and bias `[columns]`, float32."""
+    """x and the output's gradient `[rows, columns]`, which is also a residual, weight and bias `[columns]`, float32;
+    ids `[rows]` of an embedding whose table is x."""
 
     row: NormRow
     x: Array
     dy: Array
     weight: Array
     bias: Array
+    ids: Array
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,11 @@ def linear_task(row: LinearRow, dtype: str = "float32", seed: int = 0) -> Linear
 
 
 def norm_task(row: NormRow, seed: int = 0) -> NormTask:
-    """All standard normal."""
+    """All standard normal; ids a permutation."""
     rng = np.random.default_rng(seed)
     x, dy = (rng.standard_normal(row.shape, np.float32) for _ in range(2))
     weight, bias = (rng.standard_normal(row.columns, np.float32) for _ in range(2))
-    return NormTask(row, x, dy, weight, bias)
+    return NormTask(row, x, dy, weight, bias, rng.permutation(row.rows))
 
 
 def disagreement(mine: Sequence[Array], theirs: Sequence[Array], dtype: str) -> str | None:

@@ -1,7 +1,7 @@
 """Word vectors from Python's own help texts: which words keep the same company?
 
     python examples/word2vec_topics.py
-    python examples/word2vec_topics.py --loss softmax --text FILE
+    python examples/word2vec_topics.py --loss negative --text FILE
 
 Prints the nearest neighbours of a few words and scores over pairs of words that belong together: the mean
 reciprocal rank of one among the neighbours of the other (1: always the nearest), of the words' vectors and of their
@@ -72,7 +72,7 @@ def shortened(rows: np.ndarray, size: int) -> np.ndarray:
 def main() -> None:
     options = parser(__doc__, hidden=64, steps=3600, every=300, batch=2048, lr=5e-3, plot="word2vec_topics.png")
     options.add_argument("--text", type=Path, help="any UTF-8 text (default: pydoc's topics)")
-    options.add_argument("--loss", choices=["negative", "softmax"], default="negative")
+    options.add_argument("--loss", choices=["softmax", "negative"], default="softmax")
     options.add_argument("--window", type=int, default=5)
     options.add_argument("--min-count", type=int, default=5)
     args = options.parse_args()
@@ -97,8 +97,8 @@ def main() -> None:
         if number not in current:
             current.clear()
             current[number] = model.pairs(kept, np.random.default_rng([args.seed, number]))
-        part = slice(at * args.batch, (at + 1) * args.batch)
-        centres, contexts = (side[part] for side in current[number])
+        places = np.arange(at * args.batch, (at + 1) * args.batch)  # not all passes have as many pairs
+        centres, contexts = (side.take(places, mode="wrap") for side in current[number])
         return model.loss_and_grads(centres, contexts, noise(np.random.default_rng([args.seed, 1, step])))
 
     def evaluate() -> float:

@@ -10,6 +10,7 @@ import pytest
 from seqkern.__main__ import bench_module
 
 cli, limits, peers, shapes, tasks = map(bench_module, ("cli", "limits", "peers", "shapes", "tasks"))
+NORMS = dict.fromkeys(row.op for row in shapes.NORM_ROWS)
 
 
 class TestShapes:
@@ -99,8 +100,10 @@ class TestAgreement:
         assert tasks.disagreement(mine, theirs, "float32") is None
 
     @pytest.mark.torch
-    @pytest.mark.parametrize("job", ["norm_forward", "norm_train"])
-    @pytest.mark.parametrize("op", [row.op for row in shapes.NORM_ROWS])
+    @pytest.mark.parametrize(
+        "op, job",
+        [*((op, "norm_forward") for op in NORMS), *((op, "norm_train") for op in ("layer_norm", "gelu", "softmax"))],
+    )
     def test_torch_normalises_what_we_normalise(self, op: str, job: str) -> None:
         (torch,), _ = peers.load(["torch"], threads=1)
         task = tasks.norm_task(shapes.NormRow(op, 5, 19))
@@ -108,7 +111,7 @@ class TestAgreement:
         assert len(mine) == (1 if job == "norm_forward" else 4 if op == "layer_norm" else 2)
         assert tasks.disagreement(mine, torch.entry(job, task).results(), "float32") is None
 
-    @pytest.mark.parametrize("op", [row.op for row in shapes.NORM_ROWS])
+    @pytest.mark.parametrize("op", NORMS)
     @pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
     def test_peers_normalise_what_we_normalise(self, peer: str, op: str) -> None:
         if peers.missing(peer):

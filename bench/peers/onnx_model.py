@@ -81,13 +81,21 @@ def attention_model(task: AttentionTask) -> bytes:
 
 
 def norm_model(task: NormTask) -> bytes:
-    """Input `x`, output `y`: LayerNormalization, Gelu or Softmax (opset 20) over the last dimension."""
-    constants = [numpy_helper.from_array(task.weight, "weight"), numpy_helper.from_array(task.bias, "bias")]
-    if task.row.op == "layer_norm":
-        node = helper.make_node("LayerNormalization", ["x", "weight", "bias"], ["y"], axis=-1, epsilon=1e-5)
+    """Input `x`, output `y`: LayerNormalization, with Add before it, Gather, Gelu or Softmax (opset 20)."""
+    op, arrays = task.row.op, {"weight": task.weight, "bias": task.bias}
+    if op == "embedding":
+        arrays, nodes = {"ids": task.ids}, [helper.make_node("Gather", ["x", "ids"], ["y"])]
+    elif op in ("gelu", "softmax"):
+        arrays, nodes = {}, [helper.make_node(op.title(), ["x"], ["y"])]
     else:
-        node, constants = helper.make_node(task.row.op.title(), ["x"], ["y"]), []
-    return _serialised([node], {"x": task.x.shape}, task.x.shape, constants, opset=20)
+        source, nodes = "x", []
+        if op == "residual":
+            source, arrays["residual"] = "sum", task.dy
+            nodes = [helper.make_node("Add", ["x", "residual"], [source])]
+        attributes: dict[str, Any] = {"axis": -1, "epsilon": 1e-5}
+        nodes.append(helper.make_node("LayerNormalization", [source, "weight", "bias"], ["y"], **attributes))
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    return _serialised(nodes, {"x": task.x.shape}, task.x.shape, constants, opset=20)
 
 
 def exported_model(task: ModelTask) -> bytes:

@@ -43,7 +43,7 @@ def attention(task: AttentionTask) -> Entry:
 
 
 def norm_forward(task: NormTask) -> Entry:
-    """A LayerNormalization, Gelu or Softmax node; results: y."""
+    """The row's node; results: y."""
     return _entry(norm_model(task), {"x": task.x})
 
 

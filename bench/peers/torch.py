@@ -230,12 +230,13 @@ def _model(task: ModelTask) -> tuple[Any, torch.Tensor]:
 
 
 def norm_forward(task: NormTask) -> Entry:
-    """`torch.nn.LayerNorm`, `GELU` or `Softmax` in inference mode; results: y."""
-    module, x = _norm_module(task), torch.from_numpy(task.x)
+    """`torch.nn.LayerNorm`, `GELU`, `Softmax` or `Embedding` in inference mode; results: y."""
+    module, x = _norm_module(task), torch.from_numpy(task.ids if task.row.op == "embedding" else task.x)
+    residual = torch.from_numpy(task.dy) if task.row.op == "residual" else None
 
     def call() -> torch.Tensor:
         with torch.inference_mode():
-            y: torch.Tensor = module(x)
+            y: torch.Tensor = module(x if residual is None else x + residual)
             return y
 
     return Entry(call, lambda: [_numpy(call())])
@@ -261,7 +262,9 @@ def norm_train(task: NormTask) -> Entry:
 
 
 def _norm_module(task: NormTask) -> Any:
-    if task.row.op != "layer_norm":
+    if task.row.op == "embedding":
+        return torch.nn.Embedding(task.row.rows, task.row.columns, _weight=torch.from_numpy(task.x))
+    if task.row.op in ("gelu", "softmax"):
         return torch.nn.GELU() if task.row.op == "gelu" else torch.nn.Softmax(-1)
     module = torch.nn.LayerNorm(task.row.columns)
     state = {"weight": task.weight, "bias": task.bias}
