@@ -165,7 +165,8 @@ class BackwardAttention {
         x.row[r] = score.row(b, kv_head, first + r);
         if (x.row[r].low >= x.row[r].high) continue;
         low = std::min(low, std::max<index_t>(x.row[r].low - key, 0) / P * P);
-        high = std::max(high, std::min<index_t>(round_up(std::max<index_t>(x.row[r].high - key, 0), P), kKeyBlock));
+        index_t end = round_up(std::max<index_t>(x.row[r].high - key, 0), index_t(Products::kStep));
+        high = std::max(high, std::min<index_t>(end, kKeyBlock));
       }
       if (blocks.any(i)) blocks.top = std::min(blocks.top, blocks.begin(i)), blocks.bottom = blocks.begin(i + 1);
     }

@@ -32,7 +32,7 @@ class PanelProducts {
   static constexpr int P = kPanel<A>;
 
  public:
-  static constexpr int kRows = kQueryBlock, kWidth = P;
+  static constexpr int kRows = kQueryBlock, kWidth = P, kStep = kLanes<A>;
   using Blocks = SeenBlocks<RowBlocks, kRows>;
 
   // rows: of all query heads of a group, in blocks of kRows.
@@ -60,7 +60,8 @@ class PanelProducts {
       }
     }
   }
-  void load_keys(HeadRows<T> k, HeadRows<T> v, index_t count) const {
+  void load_keys(HeadRows<T> k, HeadRows<T> v, index_t count) {
+    loaded = count;
     Range panels{0, ceil_div(count, P)};
     pack_keys(k.data, k.stride, D, count, panels, keys);
     pack_keys(v.data, v.stride, Dv, count, panels, values);
@@ -78,7 +79,7 @@ class PanelProducts {
       }
   }
   void gradients(index_t first, const Blocks& blocks, const A* probs, const A* ds, A* dq, A* dk, A* dv) const {
-    RowBlocks key_blocks(kKeyBlock);
+    RowBlocks key_blocks(loaded);
     index_t top = blocks.top, depth = blocks.bottom - top;
     for (index_t k = 0; k < key_blocks.count; ++k) {
       index_t at = key_blocks.begin(k), from = top * kKeyBlock + at, row = (first + top) * P;
@@ -103,7 +104,7 @@ class PanelProducts {
       pack_rows(panels + d * R + at * P, P, mr, std::min<index_t>(P, width - d), out + d * mr);
   }
 
-  index_t R, D, Dv, Dp, Dvp;
+  index_t R, D, Dv, Dp, Dvp, loaded = 0;                        // the last: keys
   A *query = nullptr, *dout = nullptr;                          // left factors, k-major by row block
   A *query_panels = nullptr, *dout_panels = nullptr;            // right factors [panel][R][P]
   A *keys = nullptr, *values = nullptr, *key_panels = nullptr;  // [key panel][D][P], [..][Dv][P], [panel][128][P]
@@ -121,7 +122,7 @@ class TileProducts {
   };
 
  public:
-  static constexpr int kRows = 2 * kTilePanel, kWidth = kTilePanel;
+  static constexpr int kRows = 2 * kTilePanel, kWidth = kTilePanel, kStep = kWidth;
   using Blocks = SeenBlocks<Panels, kRows>;
 
   TileProducts(index_t rows, index_t head_dim, index_t value_dim)

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "attention_score.h"
-#include "cpu/thread_pool.h"
+#include "passes.h"
 
 namespace seqkern::SEQKERN_ISA {
 
@@ -54,11 +54,13 @@ class MendGradients {
     return base + b * s.batch + head * s.head + (cu ? cu[b] * s.row : 0);
   }
   static bool all_finite(const T* rows, index_t stride, index_t count, index_t width) {
-    A wrong = 0;
+    V wrong{};
     for (index_t r = 0; r < count; ++r)
-      for (index_t d = 0; d < width; ++d)
-        wrong += from_storage(rows[r * stride + d]) - from_storage(rows[r * stride + d]);
-    return wrong == 0;
+      for_columns<A>(width, [&](index_t d, auto n) {
+        V v = load_n(rows + r * stride + d, n);
+        wrong = wrong + (v - v);
+      });
+    return sum_lanes(wrong) == 0;
   }
   static A dot(const T* a, const T* b, index_t width) {
     A sum = 0;
