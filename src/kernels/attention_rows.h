@@ -107,8 +107,10 @@ class AttentionRows {
   }
 
   // Scores of keys [begin, end), still to be multiplied by `scale`, into exponentials, with the running maximum and
-  // sum; out follows a new maximum. `gated`: what is masked becomes -0.
-  void softmax(Block& x, int r, index_t key, index_t begin, index_t end, A* s, A* out, bool gated, A scale = 1) const {
+  // sum; out follows a new maximum. `gated`: what is masked becomes -0. `halves`: where to, rounded to bf16, for whole
+  // registers of pairs, ungated and without dropout; null: over the scores.
+  void softmax(Block& x, int r, index_t key, index_t begin, index_t end, A* s, A* out, bool gated, A scale = 1,
+               [[maybe_unused]] std::uint16_t* halves = nullptr) const {
     constexpr A lowest = -__builtin_huge_val();
     const QueryRow<A>& row = x.row[r];
     bool ready = score.ready(row, begin) && score.ready(row, end - L) && scale > 0;
@@ -127,6 +129,21 @@ class AttentionRows {
       x.max[r] = highest;
     }
     V base = splat(x.max[r] == lowest ? A(0) : x.max[r]), sum = x.sums[r];
+    if constexpr (kTiles && std::is_same_v<T, bf16>)
+      if (halves) {
+        auto exponential = [&](index_t j) {
+          V e = power_roughly(load(s + j - key) * scale - base);
+          sum = sum + e;
+          return e;
+        };
+        for (index_t j = begin; j < end; j += 2 * L) {
+          V first = exponential(j), second = exponential(j + L);
+          VecU pair = narrow_beside(first, second);
+          std::memcpy(halves + j - key, &pair, sizeof pair);
+        }
+        x.sums[r] = sum;
+        return;
+      }
     for (index_t j = begin; j < end; j += L) {
       V v = load(s + j - key), e = power(v * scale - base);
       sum = sum + e;

@@ -31,6 +31,16 @@ SEQKERN_INLINE Vec<float> power(Vec<float> x) {
 }
 SEQKERN_INLINE Vec<double> power(Vec<double> x) { return exp(x); }
 
+// The same to 4e-6, for probabilities that are rounded to bf16.
+SEQKERN_INLINE Vec<float> power_roughly(Vec<float> x) {
+  Vec<float> n = nearest(x), r = x - n;
+  Vec<float> q = 9.66636837e-3f * r + 5.59219755e-2f;
+  q = q * r + 0.240223497f;
+  q = q * r + 0.693121016f;
+  q = q * r + 1.0f;
+  return scale_or_zero(q, n);
+}
+
 // Integer lanes beside those of A, and what a comparison of them gives.
 template <class A>
 using LaneIndex = Vec<std::conditional_t<sizeof(A) == 8, std::int64_t, std::int32_t>>;

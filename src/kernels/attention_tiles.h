@@ -134,6 +134,7 @@ class TileAttention : AttentionRows<T, 2 * kTilePanel> {
   void rows_of_panel(Block& x, index_t slot, int first, int rows, const Half* query, Half* probs, float* s,
                      float* out) const {
     float scale = kOnePart<T> ? float(score.query_scale()) : 1.0f;
+    bool as_they_lie = !kTileRegisters && kOnePart<T> && p.dropout == 0;  // probabilities that need no packing
     index_t low = p.key_len, high = 0;
     for (int r = first; r < first + rows; ++r) low = std::min(low, x.row[r].low), high = std::max(high, x.row[r].high);
     low = low / kTilePanel * kTilePanel, high = round_up(high, kTilePanel);
@@ -143,12 +144,16 @@ class TileAttention : AttentionRows<T, 2 * kTilePanel> {
       for (index_t j = begin; j < end; j += kTilePanel)
         tile_product(of_score, query, key_panel(slot, j / kTilePanel), D, rows, s + j - key, kKeyBlock);
       for (int r = 0; r < rows; ++r)
-        this->softmax(x, first + r, key, begin, end, s + r * kKeyBlock, out + r * Dv, false, scale);
-      pack_tiles<true, true>(s + begin - key, kKeyBlock, 1, rows, end - begin, of_value.a, probs);
+        this->softmax(x, first + r, key, begin, end, s + r * kKeyBlock, out + r * Dv, false, scale,
+                      as_they_lie ? probs + r * kKeyBlock : nullptr);
+      if (!as_they_lie) pack_tiles<true, true>(s + begin - key, kKeyBlock, 1, rows, end - begin, of_value.a, probs);
       index_t skipped = panel_values(begin - key, of_value.b);
       for (index_t v = 0; v < Dv; v += kTilePanel) {
         const Half* values = value_panel(slot, key / kKeyBlock, v / kTilePanel) + skipped;
-        tile_product(of_value, probs, values, end - begin, rows, out + v, Dv, true);
+        if (as_they_lie)
+          pair_product<int(kTilePanel)>(RowsLeft{probs + begin - key, kKeyBlock}, values, tile_chunks(end - begin),
+                                        rows, out + v, Dv, true);
+        else tile_product(of_value, probs, values, end - begin, rows, out + v, Dv, true);
       }
     }
   }
