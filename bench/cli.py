@@ -14,7 +14,6 @@ from . import compare, peers, plot
 from .machine import this_machine
 from .progress import Progress
 from .records import Writer
-from .rnn import MODES
 from .session import Options, Session
 
 
@@ -38,6 +37,7 @@ FAMILIES = {
     "attention": Family(".attention", "scaled dot-product attention"),
     "models": Family(".models", "Transformer layers and whole models"),
 }
+MODES = ("fp32", "high", "bf16w", "bf16", "int8", "train", "train bf16")  # each family takes those it has
 ROUNDS, QUICK_ROUNDS = 7, 3
 DEFAULT_THREADS = 2
 

@@ -227,6 +227,11 @@ class TestAgreement:
         assert model.reorder_gates(np.arange(3), "gru").tolist() == [1, 0, 2]
 
 
+def test_every_mode_can_be_asked_for() -> None:
+    families = [bench_module(name) for name in ("rnn", "linear", "norms", "attention", "models")]
+    assert set(cli.MODES) == {name for family in families for name in family.MODES}
+
+
 def test_every_family_can_be_run() -> None:
     for family in cli.FAMILIES.values():
         assert callable(bench_module(family.module.removeprefix(".")).run)
