@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <deque>
 #include <mutex>
 #include <new>
 #if defined(__linux__)
@@ -22,7 +21,7 @@ constexpr std::size_t kHeader = 128;                   // keeps the alignment
 constexpr std::align_val_t kPage{4096};
 constexpr std::uint64_t kAge = 1024;  // takings; a block that nobody wanted for so long is given up
 
-// Freed blocks, the oldest first.
+// Freed blocks, in a ring from the oldest to the newest: to keep one allocates nothing.
 class Store {
  public:
   void* take(std::size_t bytes) {
@@ -30,30 +29,26 @@ class Store {
     {
       std::lock_guard guard(lock_);
       ++now_;
-      while (!kept_.empty() && kept_.front()->freed + kAge < now_) drop_oldest();
-      auto found = std::find_if(kept_.rbegin(), kept_.rend(), [size](Block* b) { return b->size == size; });
-      if (found != kept_.rend()) {
-        Block* block = *found;
-        kept_.erase(std::next(found).base());
-        bytes_ -= size;
-        return data(block);
-      }
+      while (ends_.newer != &ends_ && ends_.newer->freed + kAge < now_) drop(ends_.newer);
+      for (Block* block = ends_.older; block != &ends_; block = block->older)
+        if (block->size == size) return data(unlinked(block));
     }
     void* memory = ::operator new(kHeader + size, kPage, std::nothrow);
     if (!memory) return nullptr;
 #if defined(MADV_HUGEPAGE)
     if (size >= kHuge) madvise(memory, kHeader + size, MADV_HUGEPAGE);
 #endif
-    return data(new (memory) Block{size, 0});
+    return data(new (memory) Block{size});
   }
 
   void give(void* p) {
     Block* block = block_of(p);
     std::lock_guard guard(lock_);
     block->freed = now_;
-    kept_.push_back(block);
+    block->older = ends_.older, block->newer = &ends_;
+    block->older->newer = ends_.older = block;
     bytes_ += block->size;
-    while (bytes_ > kMost) drop_oldest();
+    while (bytes_ > kMost) drop(ends_.newer);
   }
 
   static std::size_t capacity(void* p) { return block_of(p)->size; }
@@ -61,7 +56,8 @@ class Store {
  private:
   struct Block {
     std::size_t size;
-    std::uint64_t freed;  // when
+    std::uint64_t freed = 0;  // when
+    Block *older = nullptr, *newer = nullptr;
   };
   static_assert(sizeof(Block) <= kHeader);
 
@@ -73,14 +69,15 @@ class Store {
   static void* data(Block* b) { return reinterpret_cast<char*>(b) + kHeader; }
   static Block* block_of(void* p) { return reinterpret_cast<Block*>(static_cast<char*>(p) - kHeader); }
 
-  void drop_oldest() {
-    bytes_ -= kept_.front()->size;
-    ::operator delete(kept_.front(), kPage);
-    kept_.pop_front();
+  Block* unlinked(Block* block) {
+    block->older->newer = block->newer, block->newer->older = block->older;
+    bytes_ -= block->size;
+    return block;
   }
+  void drop(Block* block) { ::operator delete(unlinked(block), kPage); }
 
   std::mutex lock_;
-  std::deque<Block*> kept_;
+  Block ends_{0, 0, &ends_, &ends_};  // its neighbours: the newest, and the oldest
   std::size_t bytes_ = 0;
   std::uint64_t now_ = 0;
 };
