@@ -70,13 +70,18 @@ def test_too_much() -> None:
 def test_kept_bytes_are_bounded() -> None:
     """Of 768 MiB of freed results at most 512 are kept, and those that nobody wants go in the end."""
     small, x = np.ones(MEBI, np.float32), np.ones(16 * MEBI, np.float32)
+
+    def outlast() -> None:
+        for _ in range(1100):
+            seqkern.relu(small)
+
+    outlast()
     before = resident_bytes()
     held = [seqkern.relu(x) for _ in range(48)]
     assert resident_bytes() - before > 760 * 2**20
     held.clear()
     assert resident_bytes() - before < 560 * 2**20
-    for _ in range(1100):
-        seqkern.relu(small)
+    outlast()
     assert resident_bytes() - before < 64 * 2**20  # what malloc keeps
 
 
@@ -97,3 +102,15 @@ def test_threads() -> None:
     for t in threads:
         t.join()
     assert not wrong
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_a_converted_model_takes_what_its_weights_take() -> None:
+    """bfloat16 weights half of float32's, int8 ones a quarter: what lay between them goes back to the system."""
+    np.ones(2**22)  # from its end on malloc keeps small blocks such as these
+    for convert, share in ((lambda m: m.to("bfloat16"), 0.5), (seqkern.nn.quantize_int8_, 0.25)):
+        before = resident_bytes()
+        layers = seqkern.nn.ModuleList(seqkern.nn.Linear(512, 512) for _ in range(128))
+        whole = resident_bytes() - before
+        convert(layers)
+        assert resident_bytes() - before < (share + 0.15) * whole

@@ -1,5 +1,8 @@
 // Threads, instruction sets, machine probes, and hooks for the tests.
 #include <pybind11/stl.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "array.h"
 #include "seqkern/elementwise.h"
@@ -36,6 +39,14 @@ double probe(void (*kernel)(const Probe&), double seconds, int threads, index_t 
   return result;
 }
 
+// What was freed between blocks that are in use, which malloc would keep for good.
+void give_back_memory() {
+#if defined(__GLIBC__)
+  py::gil_scoped_release release;
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace
 
 void register_runtime(py::module_& m) {
@@ -45,6 +56,7 @@ void register_runtime(py::module_& m) {
   m.def("available_isas", available_isas);
   m.def("set_isa", set_isa);
   m.def("fail_allocation", fail_allocation);
+  m.def("give_back_memory", give_back_memory);
   m.def("math_eval", map);
   m.def("probe_fma", [](double seconds, int threads) { return probe(cpu::probe_fma, seconds, threads, 0); });
   m.def("probe_read",

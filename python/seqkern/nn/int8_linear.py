@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import ops
+from .. import _cpu, ops
 from ._arrays import Array
 from .linear import Linear
 from .module import Buffer, Module, Pullback
@@ -50,9 +50,14 @@ def quantize_int8_(module: Module) -> Module:
 
     The fused input projection of a `MultiheadAttention` is no `Linear` and stays as it is.
     """
+    _replace_linear(module)
+    _cpu.give_back_memory()
+    return module
+
+
+def _replace_linear(module: Module) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, Linear):
             module.replace_child(name, Int8Linear.from_linear(child))
         else:
-            quantize_int8_(child)
-    return module
+            _replace_linear(child)

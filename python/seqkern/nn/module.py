@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from .. import _cpu
 from ._arrays import (
     Array,
     array_module,
@@ -288,6 +289,7 @@ class Module:
                 parameter.grad = convert(parameter.grad)
         for _, buffer in self.named_buffers():
             buffer.data = _converted_buffer(buffer.data, convert)
+        _cpu.give_back_memory()  # the old arrays lay between the new ones
         return self
 
 
