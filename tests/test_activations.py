@@ -96,6 +96,17 @@ def test_negative_x_keeps_its_relative_accuracy(ops: ModuleType, name: str) -> N
 
 
 @EVERY
+@pytest.mark.parametrize("beside", [np.nan, np.inf, -60.0, 6.0])
+def test_values_stand_alone(ops: ModuleType, name: str, options: dict[str, Any], beside: float) -> None:
+    """The bits of a value do not depend on what stands beside it."""
+    x = (2 * generator(name).standard_normal(259)).astype(np.float32)
+    other = np.where(np.arange(259) % 3 == 0, x, np.float32(beside))
+    with np.errstate(over="ignore", invalid="ignore"):
+        got, want = (getattr(ops, name)(a, **options)[::3] for a in (other, x))
+    assert_bitwise_equal(got, want, name)
+
+
+@EVERY
 def test_bfloat16_exhaustively(ops: ModuleType, name: str, options: dict[str, Any]) -> None:
     """All 65,536 values, at most 1 ulp after rounding; NaN and infinities as in float64."""
     x = np.arange(2**16, dtype=np.uint16).view(BF16)

@@ -56,11 +56,10 @@ SEQKERN_INLINE Vec<float> gate(Vec<float> x) {
 SEQKERN_INLINE Normal<Vec<float>> normal(Vec<float> a) { return normal_parts<VecI>(a); }
 
 #if defined(__AVX512F__)
-// Q(a) alone, a >= 0: near 0 from a table, a polynomial for each piece.
+// Q(a) alone, a >= 0: near 0 from a table, a polynomial for each piece. Lane by lane: what stands beside a value, which
+// may be anything, must not show in its bits.
 SEQKERN_INLINE Vec<float> normal_tail(Vec<float> a) {
   constexpr float kRound = 12582912.0f, kEnd = (kTailPieces - 0.5f) / kTailPerUnit;
-  if (_mm512_cmp_ps_mask(a, splat(kEnd), _CMP_NLT_UQ)) [[unlikely]]
-    return normal(a).tail;
   Vec<float> biased = a * kTailPerUnit + kRound, d = a * kTailPerUnit - (biased - kRound);
   auto coefficient = [&](int k) {
     return Vec<float>(_mm512_maskz_permutexvar_ps(__mmask16(-1), (__m512i)biased, load(kTail[k])));
@@ -68,6 +67,8 @@ SEQKERN_INLINE Vec<float> normal_tail(Vec<float> a) {
   Vec<float> q = coefficient(kTailDegree);
 #pragma GCC unroll 8
   for (int k = kTailDegree - 1; k >= 0; --k) q = q * d + coefficient(k);
+  if (_mm512_cmp_ps_mask(a, splat(kEnd), _CMP_NLT_UQ)) [[unlikely]]
+    q = a < kEnd ? q : normal(a).tail;
   return q;
 }
 #endif
